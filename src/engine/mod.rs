@@ -1,0 +1,108 @@
+//! What runs programs. The router hands an [`Event`] to one [`Engine`]; what comes back goes the same way back.
+//!
+//! A new language is one folder here, one arm in [`start`] and one line in `program::detect`.
+
+pub mod executable;
+pub mod node;
+pub mod python;
+pub mod wasm;
+pub mod worker;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::event::{Event, Failure, Reply};
+use crate::program::{Component, EngineKind};
+
+/// The work on one event, to be awaited by the intake's task of that event. Dropping it tells the program that
+/// nobody waits any more.
+pub type Handling = Pin<Box<dyn Future<Output = Result<Reply, Failure>> + Send>>;
+
+/// Work on the engine itself.
+pub type Working = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Runs one component of a program.
+pub trait Engine: Send + Sync + 'static {
+    /// Gives `event` to the program.
+    fn handle(&self, event: Event) -> Handling;
+
+    /// Tells the program to end, and sees to it that nothing of it is left when this is done, within `grace`.
+    /// Events given to [`Engine::handle`] afterwards fail.
+    fn stop(&self, grace: Duration) -> Working;
+
+    /// What was found in the program, for the line that tells the user: "`app` is an ASGI application".
+    fn describe(&self) -> String;
+}
+
+/// What engines need to know of the machine, whoever set it up.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a program may take from start to its first "ready".
+    pub start_timeout: Duration,
+    /// The longest that one event may take.
+    pub event_timeout: Duration,
+    /// The largest body that is ever held whole in memory, in bytes.
+    pub body_limit: usize,
+    /// Where compiled Wasm is kept between runs; `None` keeps it in memory only.
+    pub cache: Option<PathBuf>,
+    /// Directories that Python programs may import from beside their own, first one first.
+    pub packages: Vec<PathBuf>,
+    /// Environment of every program; a component's own wins.
+    pub environment: Vec<(String, String)>,
+    /// The port where executables are expected when they don't read `$PORT`.
+    pub conventional_port: u16,
+    /// Processors to use for programs.
+    pub cores: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            start_timeout: Duration::from_secs(50),
+            event_timeout: Duration::from_secs(300),
+            body_limit: 16 << 20,
+            cache: None,
+            packages: Vec::new(),
+            environment: Vec::new(),
+            conventional_port: 8080,
+            cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+        }
+    }
+}
+
+/// Why a component could not be started: a sentence, and the program's own account where it has one.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct StartError {
+    pub message: String,
+    /// The program's traceback or its last lines of stderr.
+    pub traceback: Option<String>,
+}
+
+impl StartError {
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            traceback: None,
+        }
+    }
+
+    #[must_use]
+    pub fn with_traceback(mut self, traceback: impl Into<String>) -> Self {
+        self.traceback = Some(traceback.into());
+        self
+    }
+}
+
+/// Starts what runs `component`, and returns when it can take events.
+pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
+    match component.engine {
+        EngineKind::Python => python::start(component, settings).await,
+        EngineKind::Node => node::start(component, settings).await,
+        EngineKind::Executable => executable::start(component, settings).await,
+        EngineKind::Wasm => wasm::start(component, settings).await,
+    }
+}

@@ -1,0 +1,1 @@
+//! Framed channel to a native worker process.

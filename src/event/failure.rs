@@ -1,0 +1,74 @@
+//! One failure, one clear word: what went wrong with an event, in the words of the one who can mend it.
+
+use http::StatusCode;
+
+/// Why an event got no reply from a program.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// A sentence: what failed, with which input, and what to do where that is known.
+    pub message: String,
+    /// The program's own account (a Python traceback, a Wasm backtrace), for its developer only.
+    pub traceback: Option<String>,
+}
+
+/// What sort of failure it is; decides the status code that HTTP clients see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The event itself is not one that can be handled. 400.
+    BadEvent,
+    /// No component takes this event. 404.
+    NotFound,
+    /// A body beyond its limit. 413.
+    TooLarge,
+    /// The program raised, trapped, or broke its interface. 500.
+    Program,
+    /// What ran the program ended while it had this event, or answered with something that is no reply. 502.
+    Gone,
+    /// Nothing to run the program on at the moment. 503.
+    Unavailable,
+    /// No reply in time. 504.
+    Timeout,
+}
+
+impl FailureKind {
+    /// The status code of RFC 9110 that tells an HTTP client of it.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BadEvent => StatusCode::BAD_REQUEST,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Program => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Gone => StatusCode::BAD_GATEWAY,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+}
+
+impl Failure {
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            traceback: None,
+        }
+    }
+
+    #[must_use]
+    pub fn with_traceback(mut self, traceback: impl Into<String>) -> Self {
+        self.traceback = Some(traceback.into());
+        self
+    }
+}
+
+impl From<super::CollectError> for Failure {
+    fn from(error: super::CollectError) -> Self {
+        let kind = match &error {
+            super::CollectError::TooLarge { .. } => FailureKind::TooLarge,
+            super::CollectError::Broken(_) => FailureKind::BadEvent,
+        };
+        Self::new(kind, error.to_string())
+    }
+}

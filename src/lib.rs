@@ -1,0 +1,20 @@
+//! polyinit: gives each event of a machine (an HTTP request, a network message) to what runs it.
+//!
+//! ```text
+//! host --vsock 52, msgpack--> intake::aleph --+                        +--> engine::python
+//! client --HTTP/1.1, HTTP/2-> intake::http  --+--> Event --> router ---+--> engine::node
+//!                                                                      +--> engine::executable
+//! <------------------- the same way back ---- Reply <------------------+--> engine::wasm
+//! ```
+//!
+//! - [`event`], [`wire`] and [`report`] know nobody.
+//! - [`program`] is what the user brings; [`engine`] runs it; [`router`] chooses the component; [`intake`] takes events.
+//! - [`machine`] does PID 1's duties and knows nothing of events.
+//! - [`init`] and [`cli`] put the pieces together. [`host`] is the other side, for development and tests.
+
+#![deny(unsafe_code)]
+
+pub mod engine;
+pub mod event;
+pub mod program;
+pub mod wire;

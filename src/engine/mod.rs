@@ -4,6 +4,8 @@
 
 pub mod executable;
 pub mod node;
+pub mod output;
+pub mod process;
 pub mod python;
 pub mod wasm;
 pub mod worker;
@@ -56,6 +58,8 @@ pub struct Settings {
     pub conventional_port: u16,
     /// Processors to use for programs.
     pub cores: usize,
+    /// Interpreters that were started ahead.
+    pub warm: worker::Warm,
 }
 
 impl Default for Settings {
@@ -69,6 +73,7 @@ impl Default for Settings {
             environment: Vec::new(),
             conventional_port: 8080,
             cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            warm: worker::Warm::default(),
         }
     }
 }

@@ -14,7 +14,14 @@
 
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod engine;
 pub mod event;
+pub mod guest_api;
+pub mod init;
+pub mod intake;
+pub mod machine;
 pub mod program;
+pub mod report;
+pub mod router;
 pub mod wire;

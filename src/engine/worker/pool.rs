@@ -90,7 +90,7 @@ impl Workers {
             component: component.clone(),
             settings: settings.clone(),
             found: String::new(),
-            most: settings.cores.max(2),
+            most: settings.workers.unwrap_or(settings.cores.max(2)),
             state: Mutex::default(),
             changed: Notify::new(),
             stopping: watch::Sender::new(None),

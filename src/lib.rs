@@ -16,5 +16,7 @@
 
 pub mod engine;
 pub mod event;
+pub mod guest_api;
+pub mod machine;
 pub mod program;
 pub mod wire;

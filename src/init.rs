@@ -21,7 +21,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use crate::engine::Settings;
 use crate::guest_api::{self, Bridge};
 use crate::intake::aleph::{self, Guest as _, Limits, Listener};
-use crate::machine::{self, console, mounts, power, reaper, root};
+use crate::machine::{self, console, power, reaper, root};
 use crate::report;
 use crate::wire;
 use guest::Guest;
@@ -72,7 +72,6 @@ fn tell_of(machine: &machine::Prepared) {
         }
         Err(error) => tracing::warn!("{error}"),
     }
-    for mounts::Skipped { .. } in &machine.skipped {}
     for skipped in &machine.skipped {
         tracing::debug!("{skipped}");
     }
@@ -87,7 +86,7 @@ async fn live_in_machine() -> io::Result<()> {
         packages: vec![PathBuf::from("/opt/packages")],
         ..Settings::default()
     };
-    let bridge = Bridge::new(guest_api::connect_to_host);
+    let bridge = Arc::new(Bridge::new(guest_api::connect_to_host));
     for path in ["/run/polyinit/api.sock", "/tmp/socat-socket"] {
         match guest_api::bind(path.as_ref()) {
             Ok(listener) => drop(tokio::spawn({
@@ -104,7 +103,14 @@ async fn live_in_machine() -> io::Result<()> {
         let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, wire::PORT)).await?;
         say_ready(&mut stream).await
     };
-    live(Listener::Vsock(listener), ready, Place::Machine, settings, Limits::default()).await
+    live(
+        Listener::Vsock(listener),
+        ready,
+        Place::Machine,
+        settings,
+        Limits::default(),
+    )
+    .await
 }
 
 /// The options of a guest without a machine.
@@ -177,7 +183,10 @@ async fn live(
     match tokio::time::timeout(READY_PATIENCE, ready).await {
         Ok(Ok(())) => report::stage("ready"),
         Ok(Err(error)) => tracing::warn!("the host was not told that we are ready: {error}"),
-        Err(_) => tracing::warn!("the host did not take the ready signal within {} s", READY_PATIENCE.as_secs()),
+        Err(_) => tracing::warn!(
+            "the host did not take the ready signal within {} s",
+            READY_PATIENCE.as_secs()
+        ),
     }
     crate::engine::warm_up(&settings);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -35,7 +35,11 @@ impl Guest {
         report::log::begin(std::io::stderr(), "info");
         let options = Options {
             socket: self.socket,
-            devices: self.devices.into_iter().map(|(name, file)| (name, file.into())).collect(),
+            devices: self
+                .devices
+                .into_iter()
+                .map(|(name, file)| (name, file.into()))
+                .collect(),
             limits: Limits {
                 event: self.event_limit,
                 ..Limits::default()

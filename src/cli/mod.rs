@@ -62,9 +62,16 @@ fn fail(message: &str) -> ExitCode {
 /// Where compiled Wasm and other things that can be made again are kept: `$XDG_CACHE_HOME/polyinit`, or
 /// `~/.cache/polyinit` (XDG Base Directory Specification).
 pub fn cache_directory() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let base = variable("XDG_CACHE_HOME").filter(|path| path.is_absolute());
-    Some(base.or_else(|| Some(variable("HOME")?.join(".cache")))?.join("polyinit"))
+    Some(
+        base.or_else(|| Some(variable("HOME")?.join(".cache")))?
+            .join("polyinit"),
+    )
 }
 
 /// `NAME=VALUE`, as environments have it.

@@ -88,10 +88,17 @@ impl Serve {
                 () = stop.asked() => return Ok(()),
             };
             let engine = started.map_err(|error| match error.traceback {
-                Some(traceback) if !traceback.trim().is_empty() => format!("{}\n{}", error.message, traceback.trim_end()),
+                Some(traceback) if !traceback.trim().is_empty() => {
+                    format!("{}\n{}", error.message, traceback.trim_end())
+                }
                 _ => error.message,
             })?;
-            say(&format!("{}: {} → {}", component.name, why(&component.why, &engine.describe()), component.engine));
+            say(&format!(
+                "{}: {} → {}",
+                component.name,
+                why(&component.why, &engine.describe()),
+                component.engine
+            ));
             running.push(Running { component, engine });
         }
         settings.warm.clear();
@@ -148,7 +155,11 @@ impl Serve {
 }
 
 fn why(program: &str, engine: &str) -> String {
-    if engine.is_empty() { program.to_owned() } else { format!("{program}, {engine}") }
+    if engine.is_empty() {
+        program.to_owned()
+    } else {
+        format!("{program}, {engine}")
+    }
 }
 
 /// One line for people, at once. That nobody reads it is no reason to end.
@@ -176,7 +187,10 @@ fn tell(served: &Served<'_>, quiet: bool) {
         _ => ("\x1b[32m", "\x1b[0m"),
     };
     let milliseconds = served.time.as_secs_f64() * 1e3;
-    say(&format!("{on}{status}{off} {} {} {milliseconds:.1} ms", served.method, served.path));
+    say(&format!(
+        "{on}{status}{off} {} {} {milliseconds:.1} ms",
+        served.method, served.path
+    ));
 }
 
 /// Ctrl-C and SIGTERM.

@@ -69,7 +69,13 @@ impl Guest {
             let settings = settings.clone();
             async move {
                 let engine = engine::start(&component, &settings).await?;
-                tracing::info!("{}: {}, {} → {}", component.name, component.why, engine.describe(), component.engine);
+                tracing::info!(
+                    "{}: {}, {} → {}",
+                    component.name,
+                    component.why,
+                    engine.describe(),
+                    component.engine
+                );
                 Ok::<_, StartError>(Running { component, engine })
             }
         });
@@ -99,7 +105,11 @@ impl Guest {
         let hint = Hint {
             entrypoint: Some(entrypoint).filter(|entrypoint| !entrypoint.is_empty()),
             engine: None,
-            interface: Some(if executable { Interface::Executable } else { Interface::Asgi }),
+            interface: Some(if executable {
+                Interface::Executable
+            } else {
+                Interface::Asgi
+            }),
             packages: self.settings.packages.clone(),
         };
         Ok(program::find(&root, &hint)?)
@@ -171,7 +181,9 @@ impl aleph::Guest for Guest {
             Err(error) => {
                 *state = State::Unconfigured;
                 tracing::error!("the configuration failed: {error}");
-                let traceback = error.downcast_ref::<StartError>().and_then(|error| error.traceback.clone());
+                let traceback = error
+                    .downcast_ref::<StartError>()
+                    .and_then(|error| error.traceback.clone());
                 failure(&error.to_string(), traceback)
             }
         }
@@ -191,7 +203,10 @@ impl aleph::Guest for Guest {
     async fn halt(&self) {
         let before = std::mem::replace(&mut *self.state(), State::Halted);
         self.in_flight.close();
-        if tokio::time::timeout(IN_FLIGHT_GRACE, self.in_flight.wait()).await.is_err() {
+        if tokio::time::timeout(IN_FLIGHT_GRACE, self.in_flight.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("{} events are cut off by the halt", self.in_flight.len());
         }
         if let State::Running(router) = before {

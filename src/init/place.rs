@@ -48,7 +48,10 @@ impl Place {
                     std::fs::create_dir_all(&target)?;
                     if volume.read_only {
                         let image = devices.iter().find(|(name, _)| *name == volume.device).ok_or_else(|| {
-                            format!("volume {0} on {1}: there is no file for {0}; name one with --device {0}=FILE", volume.device, volume.mount)
+                            format!(
+                                "volume {0} on {1}: there is no file for {0}; name one with --device {0}=FILE",
+                                volume.device, volume.mount
+                            )
                         })?;
                         archive::unsquash(std::fs::File::open(&image.1)?, &target)
                             .map_err(|error| format!("volume {} on {}: {error}", volume.device, volume.mount))?;
@@ -61,7 +64,9 @@ impl Place {
 
     /// A mount point's path here; one that leads out of the folder is refused.
     fn inside(&self, path: &str) -> Result<PathBuf, PlaceError> {
-        let plain = Path::new(path).components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        let plain = Path::new(path)
+            .components()
+            .all(|part| !matches!(part, std::path::Component::ParentDir));
         if !path.starts_with('/') || !plain {
             return Err(format!("the mount point {path:?} must be an absolute path without `..`").into());
         }

@@ -37,11 +37,7 @@ fn answer_request() -> io::Result<ExitCode> {
             b"Hello from Rust by way of CGI\n",
         ),
         "/echo" => echo(),
-        "/env" => reply(
-            "200 OK",
-            "Content-Type: application/json\n",
-            environment().as_bytes(),
-        ),
+        "/env" => reply("200 OK", "Content-Type: application/json\n", environment().as_bytes()),
         "/cookies" => reply(
             "200 OK",
             "Content-Type: text/plain\nSet-Cookie: a=1; Path=/\nSet-Cookie: b=2; Path=/\n",

@@ -3,9 +3,7 @@
 use std::io::{self, Write};
 
 use wasip2::exports::http::incoming_handler::Guest;
-use wasip2::http::types::{
-    Fields, IncomingRequest, Method, OutgoingBody, OutgoingResponse, ResponseOutparam,
-};
+use wasip2::http::types::{Fields, IncomingRequest, Method, OutgoingBody, OutgoingResponse, ResponseOutparam};
 use wasip2::io::streams::{OutputStream, StreamError};
 
 wasip2::http::proxy::export!(Component);
@@ -38,11 +36,7 @@ fn route(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()>
             })
         }),
         "/cookies" => {
-            let cookies = [
-                TEXT,
-                ("set-cookie", "a=1; Path=/"),
-                ("set-cookie", "b=2; Path=/"),
-            ];
+            let cookies = [TEXT, ("set-cookie", "a=1; Path=/"), ("set-cookie", "b=2; Path=/")];
             reply(response, 200, &cookies, b"two cookies\n")
         }
         "/memory" => {
@@ -58,32 +52,14 @@ fn route(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()>
         "/spin" => loop {
             std::hint::black_box(());
         },
-        _ => match path
-            .strip_prefix("/status/")
-            .and_then(|code| code.parse().ok())
-        {
-            Some(status @ 200..=599) => reply(
-                response,
-                status,
-                &[TEXT],
-                format!("status {status}\n").as_bytes(),
-            ),
-            _ => reply(
-                response,
-                404,
-                &[TEXT],
-                format!("nothing at {path}\n").as_bytes(),
-            ),
+        _ => match path.strip_prefix("/status/").and_then(|code| code.parse().ok()) {
+            Some(status @ 200..=599) => reply(response, status, &[TEXT], format!("status {status}\n").as_bytes()),
+            _ => reply(response, 404, &[TEXT], format!("nothing at {path}\n").as_bytes()),
         },
     }
 }
 
-fn reply(
-    response: ResponseOutparam,
-    status: u16,
-    headers: &[(&str, &str)],
-    text: &[u8],
-) -> io::Result<()> {
+fn reply(response: ResponseOutparam, status: u16, headers: &[(&str, &str)], text: &[u8]) -> io::Result<()> {
     send(response, status, headers, |body| body.write_all(text))
 }
 
@@ -96,21 +72,15 @@ fn send(
 ) -> io::Result<()> {
     let fields = Fields::new();
     for (name, value) in headers {
-        fields
-            .append(name, value.as_bytes())
-            .map_err(io::Error::other)?;
+        fields.append(name, value.as_bytes()).map_err(io::Error::other)?;
     }
     let head = OutgoingResponse::new(fields);
     head.set_status_code(status)
         .map_err(|()| io::Error::other(format!("the host refuses status {status}")))?;
-    let body = head
-        .body()
-        .map_err(|()| io::Error::other("the response has no body"))?;
+    let body = head.body().map_err(|()| io::Error::other("the response has no body"))?;
     ResponseOutparam::set(response, Ok(head));
 
-    let mut stream = body
-        .write()
-        .map_err(|()| io::Error::other("the body has no stream"))?;
+    let mut stream = body.write().map_err(|()| io::Error::other("the body has no stream"))?;
     write(&mut stream)?;
     stream.blocking_flush().map_err(io::Error::other)?;
     // A stream is a child of its body: the component model lets a parent go only after its children.
@@ -121,24 +91,18 @@ fn send(
 fn echo(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()> {
     let content_type = request.headers().get("content-type").into_iter().next();
     let content_type = content_type.and_then(|value| String::from_utf8(value).ok());
-    let content_type = content_type
-        .as_deref()
-        .unwrap_or("application/octet-stream");
+    let content_type = content_type.as_deref().unwrap_or("application/octet-stream");
     let incoming = request
         .consume()
         .map_err(|()| io::Error::other("the request has no body"))?;
     let source = incoming
         .stream()
         .map_err(|()| io::Error::other("the request's body has no stream"))?;
-    send(response, 200, &[("content-type", content_type)], |body| {
-        loop {
-            match source.blocking_read(64 * 1024) {
-                Ok(piece) => body.write_all(&piece)?,
-                Err(StreamError::Closed) => return Ok(()),
-                Err(StreamError::LastOperationFailed(error)) => {
-                    return Err(io::Error::other(error))
-                }
-            }
+    send(response, 200, &[("content-type", content_type)], |body| loop {
+        match source.blocking_read(64 * 1024) {
+            Ok(piece) => body.write_all(&piece)?,
+            Err(StreamError::Closed) => return Ok(()),
+            Err(StreamError::LastOperationFailed(error)) => return Err(io::Error::other(error)),
         }
     })
 }
@@ -147,28 +111,24 @@ fn echo(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()> 
 fn describe(request: &IncomingRequest) -> String {
     let method = match request.method() {
         Method::Other(name) => name,
-        named => format!("{named:?}")
-            .trim_start_matches("Method::")
-            .to_uppercase(),
+        named => format!("{named:?}").trim_start_matches("Method::").to_uppercase(),
     };
     let headers: Vec<String> = request
         .headers()
         .entries()
         .iter()
-        .map(|(name, value)| {
-            format!(
-                "[{}, {}]",
-                quote(name),
-                quote(&String::from_utf8_lossy(value))
-            )
-        })
+        .map(|(name, value)| format!("[{}, {}]", quote(name), quote(&String::from_utf8_lossy(value))))
         .collect();
     let optional = |value: Option<String>| value.map_or("null".into(), |text| quote(&text));
     format!(
         "{{\"method\": {}, \"path_with_query\": {}, \"scheme\": {}, \"authority\": {}, \"headers\": [{}]}}\n",
         quote(&method),
         optional(request.path_with_query()),
-        optional(request.scheme().map(|scheme| format!("{scheme:?}").trim_start_matches("Scheme::").to_lowercase())),
+        optional(
+            request
+                .scheme()
+                .map(|scheme| format!("{scheme:?}").trim_start_matches("Scheme::").to_lowercase())
+        ),
         optional(request.authority()),
         headers.join(", "),
     )

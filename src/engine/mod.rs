@@ -4,6 +4,8 @@
 
 pub mod executable;
 pub mod node;
+pub mod output;
+pub mod process;
 pub mod python;
 pub mod wasm;
 pub mod worker;

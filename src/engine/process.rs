@@ -283,33 +283,46 @@ fn kill_session(leader: Pid) {
     }
 }
 
-/// The living processes of the session that `leader` leads or led, by `/proc/<pid>/stat` (proc_pid_stat(5)). A process
-/// that is dead and not yet reaped is none.
+/// The living processes of the session that `leader` leads or led, and what those started in sessions of their own.
+/// One that is dead and not yet reaped is none; one that left the session and whose parent has ended can't be told.
 pub fn members(leader: Pid) -> Vec<Pid> {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
-    processes
+    let (mut members, mut others): (Vec<_>, Vec<_>) = processes
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|process: &i32| {
-            std::fs::read_to_string(format!("/proc/{process}/stat"))
-                .ok()
-                .and_then(|stat| session(&stat))
-                == Some(leader.as_raw())
-        })
-        .map(Pid::from_raw)
-        .collect()
+        .filter_map(|id: i32| Kin::parse(id, &std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?))
+        .partition(|process| process.session == leader.as_raw());
+    let mut seen = 0;
+    while let Some(parent) = members.get(seen).map(|member| member.id) {
+        members.extend(others.extract_if(.., |other| other.parent == parent));
+        seen += 1;
+    }
+    members.into_iter().map(|member| Pid::from_raw(member.id)).collect()
 }
 
-/// The session in a line of `/proc/<pid>/stat`, unless that process is dead.
-fn session(stat: &str) -> Option<i32> {
-    // "12 (a name) of (any kind)) S 1 12 12 ...": state, parent, process group, session.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split(' ');
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
+/// Whom a living process belongs to, by `/proc/<pid>/stat` (proc_pid_stat(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Kin {
+    id: i32,
+    parent: i32,
+    session: i32,
+}
+
+impl Kin {
+    fn parse(id: i32, stat: &str) -> Option<Self> {
+        // "12 (a name) of (any kind)) S 1 12 12 ...": state, parent, process group, session.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let mut fields = fields.split(' ');
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        Some(Self {
+            id,
+            parent: fields.next()?.parse().ok()?,
+            session: fields.nth(1)?.parse().ok()?,
+        })
     }
-    fields.nth(2)?.parse().ok()
 }
 
 /// Work for the thread that all children are born on.
@@ -486,10 +499,24 @@ mod tests {
         assert_eq!(launch.start().await.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
+    #[tokio::test]
+    async fn knows_children_in_other_sessions() {
+        let process = shell("setsid sleep 100 & wait").start().await.unwrap();
+        until("both are there", || members(process.leader()).len() == 2).await;
+        let all = members(process.leader());
+        drop(process);
+        until("both are gone", || all.iter().all(|id| !members(*id).contains(id))).await;
+    }
+
     #[test]
     fn reads_the_session() {
-        assert_eq!(session("7 (a) b) S) S 1 5 6 0 -1"), Some(6));
-        assert_eq!(session("7 (sh) Z 1 5 6 0 -1"), None);
-        assert_eq!(session(""), None);
+        let kin = Kin {
+            id: 7,
+            parent: 1,
+            session: 6,
+        };
+        assert_eq!(Kin::parse(7, "7 (a) b) S) S 1 5 6 0 -1"), Some(kin));
+        assert_eq!(Kin::parse(7, "7 (sh) Z 1 5 6 0 -1"), None);
+        assert_eq!(Kin::parse(7, ""), None);
     }
 }

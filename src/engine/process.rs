@@ -64,12 +64,8 @@ pub struct Exit(ExitStatus);
 /// The environment of `component`: that of every program, then its own.
 pub fn environment(component: &Component, settings: &Settings) -> Vec<(String, String)> {
     let mut environment = base_environment(settings);
-    environment.extend(
-        component
-            .environment
-            .iter()
-            .map(|(name, value)| (name.clone(), value.clone())),
-    );
+    let own = component.environment.iter();
+    environment.extend(own.map(|(name, value)| (name.clone(), value.clone())));
     environment
 }
 
@@ -136,6 +132,7 @@ impl Launch {
                 // We died between fork and prctl: nobody would ever send that signal.
                 return Err(Errno::ESRCH.into());
             }
+            close_on_exec_from(3);
             if let Some(channel) = channel {
                 // SAFETY: `self.channel` owns the descriptor and outlives the call of `spawn` below, and the child
                 // has a copy of our descriptor table, so that the number is open here.
@@ -146,7 +143,7 @@ impl Launch {
             Ok(())
         };
         // SAFETY: between fork and exec of a process with threads only async-signal-safe functions may run
-        // (signal-safety(7)): `prepare` makes four system calls and neither allocates nor takes a lock.
+        // (signal-safety(7)): `prepare` makes system calls and neither allocates nor takes a lock.
         #[allow(unsafe_code)]
         unsafe {
             command.pre_exec(prepare)
@@ -264,6 +261,21 @@ impl std::fmt::Display for Exit {
     }
 }
 
+/// Marks every descriptor from `first` on to be closed by execve(2): ours are anyway, but those that we were started
+/// with ourselves may not be. Linux before 5.11 can't (close_range(2)); there they stay as they are.
+fn close_on_exec_from(first: nix::libc::c_uint) {
+    // SAFETY: only flags of descriptors change, and only in a child that is about to call execve(2).
+    #[allow(unsafe_code)]
+    unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_close_range,
+            first,
+            nix::libc::c_uint::MAX,
+            nix::libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+}
+
 /// Kills what is in the session that `leader` leads or led.
 fn kill_session(leader: Pid) {
     // One system call for the usual case; then those that have process groups of their own.
@@ -273,33 +285,46 @@ fn kill_session(leader: Pid) {
     }
 }
 
-/// The living processes of the session that `leader` leads or led, by `/proc/<pid>/stat` (proc_pid_stat(5)). A process
-/// that is dead and not yet reaped is none.
+/// The living processes of the session that `leader` leads or led, and what those started in sessions of their own.
+/// One that is dead and not yet reaped is none; one that left the session and whose parent has ended can't be told.
 pub fn members(leader: Pid) -> Vec<Pid> {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
-    processes
+    let (mut members, mut others): (Vec<_>, Vec<_>) = processes
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|process: &i32| {
-            std::fs::read_to_string(format!("/proc/{process}/stat"))
-                .ok()
-                .and_then(|stat| session(&stat))
-                == Some(leader.as_raw())
-        })
-        .map(Pid::from_raw)
-        .collect()
+        .filter_map(|id: i32| Kin::parse(id, &std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?))
+        .partition(|process| process.session == leader.as_raw());
+    let mut seen = 0;
+    while let Some(parent) = members.get(seen).map(|member| member.id) {
+        members.extend(others.extract_if(.., |other| other.parent == parent));
+        seen += 1;
+    }
+    members.into_iter().map(|member| Pid::from_raw(member.id)).collect()
 }
 
-/// The session in a line of `/proc/<pid>/stat`, unless that process is dead.
-fn session(stat: &str) -> Option<i32> {
-    // "12 (a name) of (any kind)) S 1 12 12 ...": state, parent, process group, session.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split(' ');
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
+/// Whom a living process belongs to, by `/proc/<pid>/stat` (proc_pid_stat(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Kin {
+    id: i32,
+    parent: i32,
+    session: i32,
+}
+
+impl Kin {
+    fn parse(id: i32, stat: &str) -> Option<Self> {
+        // "12 (a name) of (any kind)) S 1 12 12 ...": state, parent, process group, session.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let mut fields = fields.split(' ');
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        Some(Self {
+            id,
+            parent: fields.next()?.parse().ok()?,
+            session: fields.nth(1)?.parse().ok()?,
+        })
     }
-    fields.nth(2)?.parse().ok()
 }
 
 /// Work for the thread that all children are born on.
@@ -449,7 +474,10 @@ mod tests {
     async fn hands_down_the_channel_alone() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let number = theirs.as_raw_fd();
-        let mut launch = shell(&format!("echo hello >&{number}; ls -l /proc/self/fd >&2"));
+        // Not in sh, which knows descriptors of one digit only.
+        let mut launch = shell(&format!(
+            "exec python3 -c 'import os; os.write({number}, b\"hello\"); os.system(\"ls -l /proc/self/fd >&2\")'"
+        ));
         launch.channel = Some(theirs.into());
         let mut process = launch.start().await.unwrap();
         ours.set_nonblocking(true).unwrap();
@@ -459,7 +487,7 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(said, "hello\n");
+        assert_eq!(said, "hello");
         process.ended().await.unwrap();
         let words = process.last_words().await;
         // 0, 1, 2, the channel, and the one that `ls` reads the directory with.
@@ -473,10 +501,24 @@ mod tests {
         assert_eq!(launch.start().await.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
+    #[tokio::test]
+    async fn knows_children_in_other_sessions() {
+        let process = shell("setsid sleep 100 & wait").start().await.unwrap();
+        until("both are there", || members(process.leader()).len() == 2).await;
+        let all = members(process.leader());
+        drop(process);
+        until("both are gone", || all.iter().all(|id| !members(*id).contains(id))).await;
+    }
+
     #[test]
     fn reads_the_session() {
-        assert_eq!(session("7 (a) b) S) S 1 5 6 0 -1"), Some(6));
-        assert_eq!(session("7 (sh) Z 1 5 6 0 -1"), None);
-        assert_eq!(session(""), None);
+        let kin = Kin {
+            id: 7,
+            parent: 1,
+            session: 6,
+        };
+        assert_eq!(Kin::parse(7, "7 (a) b) S) S 1 5 6 0 -1"), Some(kin));
+        assert_eq!(Kin::parse(7, "7 (sh) Z 1 5 6 0 -1"), None);
+        assert_eq!(Kin::parse(7, ""), None);
     }
 }

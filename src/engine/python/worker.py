@@ -350,17 +350,22 @@ class MessageExchange(Exchange):
         return {"type": "http.disconnect"}
 
     async def send(self, message):
-        if self.finished or "body" not in message:
+        # Programs answer with a body, in the form of an HTTP reply, or with the whole of what they send.
+        if self.finished or message.get("type") == "http.response.start":
             return
-        body = message["body"]
+        body = message.get("body", message)
         if isinstance(body, str):
             body = body.encode()
         elif not isinstance(body, (bytes, bytearray)):
-            body = json.dumps(body).encode()
+            body = json.dumps(body, default=plain).encode()
         self.status = 200
         self.finished = True
         self.worker.channel.write(VALUE, self.stream, body)
         wake(self.waiters)
+
+
+def plain(value):
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else repr(value)
 
 
 class Lifespan:

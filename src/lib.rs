@@ -16,5 +16,7 @@
 
 pub mod engine;
 pub mod event;
+#[cfg(feature = "image")]
+pub mod image;
 pub mod program;
 pub mod wire;

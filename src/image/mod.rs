@@ -1,0 +1,155 @@
+//! Root file systems for microVMs and containers: a recipe in, a squashfs out.
+//!
+//! ```text
+//! image.toml --recipe--> Recipe --debian | folder | nothing--> Tree --layers--> Tree --squashfs--> FILE
+//! ```
+//!
+//! The same recipe, packages and init give the same bytes: everything is sorted, has one time stamp, and nothing that
+//! tells of the machine or the day is taken over. Knows nothing of events, programs or machines.
+
+mod archive;
+mod compression;
+mod debian;
+mod init_binary;
+pub mod inspect;
+mod layers;
+mod recipe;
+mod squashfs;
+mod tree;
+
+use std::path::{Path, PathBuf};
+
+pub use archive::ArchiveError;
+pub use compression::Compression;
+pub use debian::DebianError;
+pub use init_binary::{InitBinary, InitError};
+pub use inspect::{InspectError, Inspection};
+pub use layers::ENVIRONMENT_FILE;
+pub use recipe::{Base, DEFAULT_EPOCH, Debian, FILE_NAME, FILES_FOLDER, Folder, Mistake, Recipe, RecipeError};
+pub use squashfs::SquashfsError;
+pub use tree::TreeError;
+
+use tree::{Modes, Tree};
+
+/// Where a build tells what it is doing, a line at a time.
+pub type Progress<'a> = &'a dyn Fn(&str);
+
+/// Where a build says which time stamp files get, if its recipe doesn't (reproducible-builds.org/specs/source-date-epoch).
+const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
+
+/// An image to build.
+#[derive(Debug)]
+pub struct Build {
+    /// The recipe's folder or file.
+    pub recipe: PathBuf,
+    /// The file that the image is written to.
+    pub output: PathBuf,
+    /// The program that becomes `/sbin/init`; none: the one that is running.
+    pub init: Option<PathBuf>,
+    /// Packages kept from one build to the next.
+    pub cache: Option<PackageCache>,
+}
+
+/// A folder that packages are kept in.
+#[derive(Debug)]
+pub struct PackageCache {
+    /// The folder; made if it isn't there.
+    pub folder: PathBuf,
+    /// Take everything from the folder, nothing from the network: the versions of the build that filled it.
+    pub offline: bool,
+}
+
+/// An image that was built.
+#[derive(Debug)]
+pub struct Built {
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Files, folders, links and devices in it.
+    pub entries: usize,
+}
+
+/// Why an image can't be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The recipe can't be used.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The program for `/sbin/init` can't be used.
+    #[error(transparent)]
+    Init(#[from] InitError),
+    /// The Debian base can't be made.
+    #[error(transparent)]
+    Debian(#[from] DebianError),
+    /// A file of the recipe or of the folder can't be put into the image.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The image can't be written.
+    #[error(transparent)]
+    Squashfs(#[from] SquashfsError),
+    /// `SOURCE_DATE_EPOCH` is no time.
+    #[error("SOURCE_DATE_EPOCH is {0:?}: it must be a number of seconds since 1970, below 4294967296, or not set")]
+    Epoch(String),
+    /// The folder that should be the base isn't there.
+    #[error(
+        "the base folder {0} of the recipe is not a folder: correct base.folder.path, which starts from the recipe's own folder"
+    )]
+    NoFolder(PathBuf),
+}
+
+impl Build {
+    /// Builds the image. Takes as long as the packages take: call it from a thread that may wait.
+    ///
+    /// # Errors
+    /// What is wrong with the recipe or with init is told before anything is done; then whatever fails on the way.
+    /// What was at `output` before stays there unless all went well.
+    pub fn run(&self, progress: Progress<'_>) -> Result<Built, BuildError> {
+        let recipe = recipe::read(&self.recipe)?;
+        let init = InitBinary::find(self.init.as_deref())?;
+        let epoch = epoch(&recipe)?;
+
+        let mut tree = self.base(&recipe, &init, epoch, progress)?;
+        layers::apply(&mut tree, &recipe, &init)?;
+
+        let entries = tree.iter().count();
+        progress(&format!(
+            "writing {} files, folders and links to {}",
+            entries,
+            self.output.display()
+        ));
+        let bytes = squashfs::write(&tree, recipe.compression, epoch, &self.output)?;
+        Ok(Built { bytes, entries })
+    }
+
+    fn base(&self, recipe: &Recipe, init: &InitBinary, epoch: u32, progress: Progress<'_>) -> Result<Tree, BuildError> {
+        match &recipe.base {
+            Base::None => Ok(Tree::default()),
+            Base::Folder(folder) => folder_base(&recipe.folder.join(folder.path.get_ref())),
+            Base::Debian(debian) => {
+                // mmdebstrap makes what runs on this machine.
+                init.require(std::env::consts::ARCH)?;
+                Ok(debian::bootstrap(debian, recipe, epoch, self.cache.as_ref(), progress)?)
+            }
+        }
+    }
+}
+
+fn folder_base(folder: &Path) -> Result<Tree, BuildError> {
+    if !folder.is_dir() {
+        return Err(BuildError::NoFolder(folder.to_path_buf()));
+    }
+    let mut tree = Tree::default();
+    tree.add_folder(folder, Modes::Kept)?;
+    Ok(tree)
+}
+
+/// The recipe's word, then the environment's, then [`DEFAULT_EPOCH`]: never the time of the build.
+fn epoch(recipe: &Recipe) -> Result<u32, BuildError> {
+    match (recipe.epoch, std::env::var_os(EPOCH_VARIABLE)) {
+        (Some(epoch), _) => Ok(epoch),
+        (None, None) => Ok(DEFAULT_EPOCH),
+        (None, Some(text)) => {
+            let text = text.to_string_lossy();
+            text.parse().map_err(|_| BuildError::Epoch(text.into_owned()))
+        }
+    }
+}

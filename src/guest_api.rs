@@ -8,10 +8,13 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_vsock::{VsockAddr, VsockStream};
@@ -33,6 +36,10 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Held for each direction of a connection: 32 KiB a connection, 6.4 MB at most.
 const BUFFER: usize = 16 << 10;
+
+/// A connection on which neither side has said anything for this long is closed, as HTTP servers do: a forgotten one
+/// would hold one of the [`CONNECTIONS`] for ever.
+const IDLE: Duration = Duration::from_secs(600);
 
 /// For a client that is told of a failure to take it in.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -83,6 +90,7 @@ pub async fn connect_to_host() -> io::Result<VsockStream> {
 pub struct Bridge<C> {
     connect: C,
     free: Arc<Semaphore>,
+    idle: Duration,
 }
 
 impl<C, F, S> Bridge<C>
@@ -93,13 +101,14 @@ where
 {
     /// A bridge whose far end `connect` opens: [`connect_to_host`] in a machine.
     pub fn new(connect: C) -> Self {
-        Self::with_connections(connect, CONNECTIONS)
+        Self::with_limits(connect, CONNECTIONS, IDLE)
     }
 
-    fn with_connections(connect: C, connections: usize) -> Self {
+    fn with_limits(connect: C, connections: usize, idle: Duration) -> Self {
         Self {
             connect,
             free: Arc::new(Semaphore::new(connections)),
+            idle,
         }
     }
 
@@ -113,8 +122,9 @@ where
             match listener.accept().await {
                 Ok((client, _)) => {
                     let connect = self.connect.clone();
+                    let idle = self.idle;
                     tokio::spawn(async move {
-                        carry(client, connect).await;
+                        carry(client, connect, idle).await;
                         drop(permit);
                     });
                 }
@@ -128,28 +138,84 @@ where
     }
 }
 
-/// Carries one connection until both ends have said all they had to say, or one of them fails. Either end may finish
-/// first: its end-of-file is passed on, and the other way stays open.
-async fn carry<C, F, S>(mut client: UnixStream, connect: C)
+/// Carries one connection until both ends have said all they had to say, one of them fails, or both are silent for too
+/// long. Either end may finish first: its end-of-file is passed on, and the other way stays open.
+async fn carry<C, F, S>(client: UnixStream, connect: C, idle: Duration)
 where
     C: Fn() -> F,
     F: Future<Output = io::Result<S>>,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let host = match tokio::time::timeout(CONNECT_DEADLINE, connect()).await {
-        Ok(connected) => connected,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    let connected = tokio::time::timeout(CONNECT_DEADLINE, connect()).await;
+    let mut host = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(host) => host,
+        Err(e) => {
+            tracing::warn!("the host's guest API (vsock port {PORT}) can't be reached: {e}");
+            return turn_away(client, &e).await;
+        }
     };
-    match host {
-        Ok(mut host) => {
-            if let Err(e) = copy_bidirectional_with_sizes(&mut client, &mut host, BUFFER, BUFFER).await {
+    let progress = Arc::new(AtomicU64::new(0));
+    let mut client = Counted {
+        stream: client,
+        progress: Arc::clone(&progress),
+    };
+    tokio::select! {
+        copied = copy_bidirectional_with_sizes(&mut client, &mut host, BUFFER, BUFFER) => {
+            if let Err(e) = copied {
                 tracing::debug!("a connection to the guest API broke: {e}");
             }
         }
-        Err(e) => {
-            tracing::warn!("the host's guest API (vsock port {PORT}) can't be reached: {e}");
-            turn_away(client, &e).await;
+        () = standstill(&progress, idle) => tracing::debug!("closed an idle connection to the guest API"),
+    }
+}
+
+/// Returns when `progress` has stood still for `idle`, or up to twice as long.
+async fn standstill(progress: &AtomicU64, idle: Duration) {
+    let mut before = u64::MAX;
+    loop {
+        let now = progress.load(Ordering::Relaxed);
+        if now == before {
+            return;
         }
+        before = now;
+        tokio::time::sleep(idle).await;
+    }
+}
+
+/// A stream that counts the times that bytes pass, whichever way.
+struct Counted {
+    stream: UnixStream,
+    progress: Arc<AtomicU64>,
+}
+
+impl Counted {
+    fn note<T>(&self, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if poll.is_ready() {
+            self.progress.fetch_add(1, Ordering::Relaxed);
+        }
+        poll
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.note(poll)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note(poll)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -174,7 +240,8 @@ async fn turn_away(mut client: UnixStream, cause: &io::Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Instant;
 
     /// Fails a test that waits for ever.
     async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
@@ -190,13 +257,13 @@ mod tests {
     }
 
     /// A bridge from one Unix socket to another, which stands for the host.
-    fn bridge(connections: usize) -> World {
+    fn bridge(connections: usize, idle: Duration) -> World {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("deeper/api.sock");
         let listener = bind(&socket).expect("a socket");
         let far = folder.path().join("host.sock");
         let host = bind(&far).expect("a socket");
-        let bridge = Bridge::with_connections(move || UnixStream::connect(far.clone()), connections);
+        let bridge = Bridge::with_limits(move || UnixStream::connect(far.clone()), connections, idle);
         tokio::spawn(async move { bridge.serve(listener).await });
         World {
             _folder: folder,
@@ -207,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_end_may_finish_first_and_the_other_still_speaks() {
-        let world = bridge(CONNECTIONS);
+        let world = bridge(CONNECTIONS, IDLE);
         for client_first in [true, false] {
             let mut client = UnixStream::connect(&world.socket).await.expect("connected");
             let (mut host, _) = soon("the host's end", world.host.accept()).await.expect("accepted");
@@ -236,7 +303,7 @@ mod tests {
     #[tokio::test]
     async fn megabytes_pass_unchanged_and_a_slow_reader_holds_up_the_writer() {
         const SIZE: usize = 8 << 20;
-        let world = bridge(CONNECTIONS);
+        let world = bridge(CONNECTIONS, IDLE);
         let mut client = UnixStream::connect(&world.socket).await.expect("connected");
         let (mut host, _) = soon("the host's end", world.host.accept()).await.expect("accepted");
         let sent: Vec<u8> = (0..SIZE).map(|i| (i / 7 % 251) as u8).collect();
@@ -277,7 +344,7 @@ mod tests {
 
     #[tokio::test]
     async fn connections_over_the_limit_wait_for_one_to_end() {
-        let world = bridge(2);
+        let world = bridge(2, IDLE);
         let mut clients = Vec::new();
         let mut hosts = Vec::new();
         for _ in 0..2 {
@@ -300,8 +367,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn silence_ends_a_connection_and_speech_keeps_it() {
+        let idle = Duration::from_millis(200);
+        let world = bridge(1, idle);
+        let mut client = UnixStream::connect(&world.socket).await.expect("connected");
+        let (mut host, _) = soon("the host's end", world.host.accept()).await.expect("accepted");
+        let start = Instant::now();
+        let mut heard = [0; 1];
+        // Only one side speaks, for longer than silence would be borne.
+        while start.elapsed() < idle * 4 {
+            host.write_all(b"x").await.expect("written");
+            soon("a byte", client.read_exact(&mut heard)).await.expect("read");
+            tokio::time::sleep(idle / 10).await;
+        }
+        let closed = soon("the end", client.read(&mut heard)).await.expect("read");
+        assert_eq!(closed, 0);
+        assert_eq!(soon("the end", host.read(&mut heard)).await.expect("read"), 0);
+    }
+
+    #[tokio::test]
     async fn a_client_of_an_absent_host_gets_an_answer_and_the_next_one_too() {
-        let world = bridge(1);
+        let world = bridge(1, IDLE);
         drop(world.host);
         for _ in 0..3 {
             let mut client = UnixStream::connect(&world.socket).await.expect("connected");

@@ -60,8 +60,8 @@ pub fn outcome(name: &str, namespaces: &[Namespace], body: fn()) -> Outcome {
             eprintln!("SKIPPED: {name}: this machine does not allow the namespaces {namespaces:?}");
             Outcome::Skipped
         }
-        // 64 and above: killed by that signal less 64, as `run_in_child` has it.
-        Some(code) if (65..=76).contains(&code) => Outcome::Signalled(code - 64),
+        // As shells tell of a child that was killed.
+        Some(code) if code > 128 => Outcome::Signalled(code - 128),
         Some(code) => Outcome::Ended(code),
         None => Outcome::Signalled(0),
     }
@@ -74,7 +74,7 @@ fn run_in_child(namespaces: &[Namespace], body: fn()) -> i32 {
     match unsafe { fork() }.expect("fork") {
         ForkResult::Parent { child } => match waitpid(child, None).expect("wait for the child") {
             WaitStatus::Exited(_, code) => code,
-            WaitStatus::Signaled(_, signal, _) => 64 + signal as i32,
+            WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
             _ => 1,
         },
         ForkResult::Child => {
@@ -110,7 +110,7 @@ fn run_in_child_without(namespaces: &[Namespace], body: fn()) -> i32 {
     match unsafe { fork() }.expect("fork") {
         ForkResult::Parent { child } => match waitpid(child, None).expect("wait for PID 1") {
             WaitStatus::Exited(_, code) => code,
-            WaitStatus::Signaled(_, signal, _) => 64 + signal as i32,
+            WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
             _ => 1,
         },
         ForkResult::Child => {

@@ -48,3 +48,39 @@ pub fn prepare() -> Prepared {
     power::reboot_on_kernel_panic();
     Prepared { root, skipped }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::isolation::{Namespace, isolated};
+    use super::*;
+
+    #[test]
+    fn an_image_of_empty_directories_becomes_a_machine() {
+        isolated(
+            "machine::tests::an_image_of_empty_directories_becomes_a_machine",
+            &[Namespace::Mount],
+            || {
+                root::tests::enter_read_only_root(&["dev", "proc", "sys", "run"]);
+                let prepared = prepare();
+                assert_eq!(prepared.root.expect("a writable root"), root::Root::Overlay);
+                let surprising: Vec<_> = prepared
+                    .skipped
+                    .iter()
+                    .map(ToString::to_string)
+                    .filter(|sentence| !sentence.starts_with("/sys/fs/cgroup"))
+                    .collect();
+                assert_eq!(surprising, [] as [&str; 0]);
+                for point in ["/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/run", "/tmp"] {
+                    assert!(mount_table::is_mount_point(Path::new(point)), "{point}");
+                }
+                for directory in ["/opt/code", "/data", "/etc", "/root", "/tmp", "/run"] {
+                    fs::write(Path::new(directory).join("x"), "x").expect(directory);
+                }
+                assert!(fs::read_link("/dev/fd").is_ok_and(|to| to == Path::new("/proc/self/fd")));
+            },
+        );
+    }
+}

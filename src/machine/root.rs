@@ -297,7 +297,7 @@ pub(super) mod tests {
     }
 
     /// A read-only root that holds `directories`, with /dev, /proc and a volume on it.
-    fn enter_read_only_root(directories: &[&str]) {
+    pub fn enter_read_only_root(directories: &[&str]) {
         let base = tempfile::tempdir().expect("a folder").keep();
         mount(Some("t"), &base, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("a tmpfs");
         for directory in directories {

@@ -298,6 +298,7 @@ fn release(point: &Path) -> Result<(), Errno> {
 mod tests {
     use super::*;
     use crate::machine::isolation::{Namespace, isolated};
+    use std::os::fd::AsRawFd;
     use std::process::Command;
 
     fn volume(device: &str, mount: &str) -> Volume {
@@ -354,23 +355,38 @@ mod tests {
         assert_eq!(error.to_string(), "volume /dev/null on /opt/x: it is no block device");
     }
 
-    /// A loop device over `image`; whether there is one to be had is for the machine to say.
-    fn loop_device(image: &Path) -> Option<String> {
-        let output = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(image)
-            .output()
-            .ok()?;
-        if !output.status.success() {
-            eprintln!("SKIPPED: no loop device: {}", String::from_utf8_lossy(&output.stderr));
-            return None;
-        }
-        Some(String::from_utf8(output.stdout).expect("a path").trim().to_owned())
+    nix::ioctl_none_bad!(loop_clear, 0x4c01);
+
+    /// A loop device (loop(4)), free again when dropped or, if it is mounted then, when unmounted.
+    struct Loop {
+        path: String,
+        device: File,
     }
 
-    fn detach(device: &str) {
-        let detached = Command::new("losetup").args(["--detach", device]).status();
-        assert!(detached.expect("losetup runs").success());
+    impl Loop {
+        /// A device over `image`; whether there is one to be had is for the machine to say.
+        fn over(image: &Path) -> Option<Self> {
+            let output = Command::new("losetup")
+                .args(["--find", "--show"])
+                .arg(image)
+                .output()
+                .ok()?;
+            if !output.status.success() {
+                eprintln!("SKIPPED: no loop device: {}", String::from_utf8_lossy(&output.stderr));
+                return None;
+            }
+            let path = String::from_utf8(output.stdout).expect("a path").trim().to_owned();
+            let device = File::open(&path).expect("the loop device");
+            Some(Self { path, device })
+        }
+    }
+
+    impl Drop for Loop {
+        #[allow(unsafe_code)]
+        fn drop(&mut self) {
+            // SAFETY: LOOP_CLR_FD takes no argument, and the descriptor is open.
+            unsafe { loop_clear(self.device.as_raw_fd()) }.expect("the loop device is given back");
+        }
     }
 
     fn made_by(tool: &str, arguments: &[&str], image: &Path, folder: Option<&Path>) -> bool {
@@ -402,10 +418,10 @@ mod tests {
                 if !made_by("mkfs.ext4", &["-q"], &image, None) {
                     return;
                 }
-                let Some(device) = loop_device(&image) else { return };
+                let Some(device) = Loop::over(&image) else { return };
                 // The root of this namespace is the machine's own: only what is mounted here may be let go.
                 let point = base.path().join("a/b");
-                let mut disk = volume(&device, point.to_str().expect("text"));
+                let mut disk = volume(&device.path, point.to_str().expect("text"));
                 mount_volume(&disk, DEVICE_PATIENCE).expect("mounted");
                 fs::write(point.join("file"), "kept").expect("writable");
                 release(&point).expect("released");
@@ -424,7 +440,67 @@ mod tests {
                 fs::write(point.join("file"), "changed").expect_err("read-only");
                 drop(busy);
                 release(&point).expect("released");
-                detach(&device);
+            },
+        );
+    }
+
+    #[test]
+    fn at_halt_every_disk_is_released_the_busy_ones_too() {
+        isolated(
+            "machine::volumes::tests::at_halt_every_disk_is_released_the_busy_ones_too",
+            &[Namespace::Mount],
+            || {
+                let base = tempfile::tempdir().expect("a folder");
+                let devices: Vec<Loop> = ["one", "two"]
+                    .iter()
+                    .filter_map(|name| {
+                        let image = base.path().join(name);
+                        File::create(&image).expect("a file").set_len(8 << 20).expect("8 MiB");
+                        made_by("mkfs.ext4", &["-q"], &image, None)
+                            .then(|| Loop::over(&image))
+                            .flatten()
+                    })
+                    .collect();
+                let [one, two] = devices.as_slice() else { return };
+                // The machine's own disks must be out of reach: a root of our own that sees none of them.
+                let root = tempfile::tempdir().expect("a folder").keep();
+                let tmpfs = |point: &Path| {
+                    mount(Some("t"), point, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("a tmpfs");
+                };
+                tmpfs(&root);
+                for (directory, source) in [("dev", "/dev"), ("proc", "/proc")] {
+                    fs::create_dir(root.join(directory)).expect("a folder");
+                    let bind = MsFlags::MS_BIND;
+                    mount(Some(source), &root.join(directory), None::<&str>, bind, None::<&str>).expect("bound");
+                }
+                crate::machine::root::tests::switch_to(&root);
+
+                let free = volume(&one.path, "/free");
+                let busy = volume(&two.path, "/free/busy");
+                mount_all(&[busy, free]).expect("the nearer one first");
+                fs::write("/free/kept", "kept").expect("writable");
+                fs::write("/free/busy/open", "").expect("writable");
+                let reading = File::open("/free/busy/open").expect("open");
+                let disks: Vec<_> = mount_table::read()
+                    .expect("table")
+                    .into_iter()
+                    .filter(|one| one.major != 0)
+                    .map(|one| one.point)
+                    .collect();
+                assert_eq!(
+                    disks,
+                    [Path::new("/free"), Path::new("/free/busy")],
+                    "nothing else may be let go"
+                );
+
+                assert_eq!(release_all(), []);
+                let left = mount_table::read().expect("table");
+                assert!(left.iter().all(|one| one.major == 0 || one.read_only), "{left:?}");
+                fs::write("/free/busy/open", "x").expect_err("read-only");
+                drop(reading);
+                for point in ["/free/busy", "/free"] {
+                    umount2(point, MntFlags::empty()).expect(point);
+                }
             },
         );
     }
@@ -441,24 +517,23 @@ mod tests {
                 fs::write(folder.join("main.py"), "app").expect("a file");
                 let point = base.path().join("code");
                 if made_by("mksquashfs", &["-quiet", "-no-progress"], &image, Some(&folder)) {
-                    let Some(device) = loop_device(&image) else { return };
-                    let code = volume(&device, point.to_str().expect("text"));
+                    let Some(device) = Loop::over(&image) else { return };
+                    let code = volume(&device.path, point.to_str().expect("text"));
                     mount_volume(&code, DEVICE_PATIENCE).expect("mounted");
                     assert_eq!(fs::read_to_string(point.join("main.py")).expect("there"), "app");
                     release(&point).expect("released");
-                    detach(&device);
                 }
 
                 let zeroes = base.path().join("zeroes");
                 File::create(&zeroes).expect("a file").set_len(1 << 20).expect("1 MiB");
-                let Some(device) = loop_device(&zeroes) else { return };
-                let error = mount_volume(&volume(&device, "/opt/x"), DEVICE_PATIENCE).expect_err("nothing there");
-                detach(&device);
+                let Some(device) = Loop::over(&zeroes) else { return };
+                let error = mount_volume(&volume(&device.path, "/opt/x"), DEVICE_PATIENCE).expect_err("nothing there");
                 assert_eq!(
                     error.to_string(),
                     format!(
-                        "volume {device} on /opt/x: it holds none of the file systems \
-                         squashfs, ext4, erofs, xfs, btrfs"
+                        "volume {} on /opt/x: it holds none of the file systems \
+                         squashfs, ext4, erofs, xfs, btrfs",
+                        device.path
                     )
                 );
             },

@@ -91,13 +91,19 @@ fn build(arguments: BuildArguments) -> Result<(), ImageError> {
         recipe: arguments.recipe,
         output: arguments.output,
         init: arguments.init,
-        cache: arguments.cache.map(|folder| PackageCache { folder, offline: arguments.offline }),
+        cache: arguments.cache.map(|folder| PackageCache {
+            folder,
+            offline: arguments.offline,
+        }),
     };
     // Nobody to read it is no reason to stop building.
     let progress = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
     let Built { bytes, entries } = build.run(&progress)?;
     let (megabytes, seconds) = (bytes as f64 / 1e6, start.elapsed().as_secs_f64());
-    progress(&format!("{}: {megabytes:.1} MB, {entries} entries, in {seconds:.1} s", output.display()));
+    progress(&format!(
+        "{}: {megabytes:.1} MB, {entries} entries, in {seconds:.1} s",
+        output.display()
+    ));
     Ok(())
 }
 

@@ -78,7 +78,7 @@ fn tell_of(machine: &machine::Prepared) {
 }
 
 async fn live_in_machine() -> io::Result<()> {
-    if let Err(error) = machine::network::loopback_up().await {
+    if let Err(error) = machine::network::loopback_up() {
         tracing::warn!("{error}");
     }
     let settings = Settings {

@@ -14,9 +14,16 @@
 
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod engine;
 pub mod event;
+pub mod guest_api;
 #[cfg(feature = "image")]
 pub mod image;
+pub mod init;
+pub mod intake;
+pub mod machine;
 pub mod program;
+pub mod report;
+pub mod router;
 pub mod wire;

@@ -4,6 +4,8 @@
 
 pub mod executable;
 pub mod node;
+pub mod output;
+pub mod process;
 pub mod python;
 pub mod wasm;
 pub mod worker;
@@ -56,6 +58,10 @@ pub struct Settings {
     pub conventional_port: u16,
     /// Processors to use for programs.
     pub cores: usize,
+    /// The most worker processes of one component; `None` for as many as there are processors, two at least.
+    pub workers: Option<usize>,
+    /// Interpreters that were started ahead.
+    pub warm: worker::Warm,
 }
 
 impl Default for Settings {
@@ -69,6 +75,8 @@ impl Default for Settings {
             environment: Vec::new(),
             conventional_port: 8080,
             cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            workers: None,
+            warm: worker::Warm::default(),
         }
     }
 }
@@ -105,4 +113,9 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
         EngineKind::Executable => executable::start(component, settings).await,
         EngineKind::Wasm => wasm::start(component, settings).await,
     }
+}
+
+/// Starts the interpreters of this machine ahead of the program that will need one of them.
+pub fn warm_up(settings: &Settings) {
+    python::warm_up(&settings.warm, settings);
 }

@@ -1,1 +1,244 @@
-//! Placeholder of the skeleton commit.
+//! Unpacks what a program comes in. Every name is checked before a byte is written, every size before it is believed.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufReader, Read, Seek, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component as PathComponent, Path, PathBuf};
+
+/// How much an archive may hold once unpacked, in bytes.
+const UNPACKED_LIMIT: u64 = 4 << 30;
+
+/// How many files and folders an archive may hold.
+const ENTRY_LIMIT: usize = 200_000;
+
+/// Why an archive was not unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("not a zip that can be read: {0}")]
+    Zip(#[from] zip::result::ZipError),
+    #[error("not a squashfs that can be read: {0}")]
+    Squashfs(#[from] backhand::BackhandError),
+    #[error("the archive has the entry {0:?}, which would land outside of the folder it is unpacked to; refused")]
+    Outside(String),
+    #[error("the archive has more than {ENTRY_LIMIT} entries")]
+    TooMany,
+    #[error("the archive holds more than {} GiB", UNPACKED_LIMIT >> 30)]
+    TooLarge,
+    #[error("can't write {path}: {error}", path = .path.display())]
+    Write { path: PathBuf, error: io::Error },
+    #[error("can't read the archive: {0}")]
+    Read(#[from] io::Error),
+}
+
+/// Unpacks a zip into `target`, which is made if need be.
+///
+/// # Errors
+/// [`ArchiveError`]; what was unpacked before stays.
+pub fn unzip(archive: impl Read + Seek, target: &Path) -> Result<(), ArchiveError> {
+    let mut archive = zip::ZipArchive::new(archive)?;
+    if archive.len() > ENTRY_LIMIT {
+        return Err(ArchiveError::TooMany);
+    }
+    let mut writer = Writer::new(target)?;
+    // Names first: an archive with one bad name leaves nothing behind.
+    for name in archive.file_names() {
+        inside(Path::new(&*name?))?;
+    }
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index)?;
+        let name = inside(Path::new(&*entry.name()?))?;
+        let mode = entry.unix_mode();
+        if entry.is_dir() {
+            writer.folder(&name)?;
+        } else if entry.is_symlink() {
+            let mut link = String::new();
+            entry.by_ref().take(4096).read_to_string(&mut link)?;
+            writer.link(&name, Path::new(&link))?;
+        } else {
+            writer.file(&name, &mut entry, mode.unwrap_or(0o644))?;
+        }
+    }
+    Ok(())
+}
+
+/// Unpacks a squashfs image into `target`: what a machine would mount, where there is no machine.
+///
+/// # Errors
+/// [`ArchiveError`]; what was unpacked before stays.
+pub fn unsquash(image: File, target: &Path) -> Result<(), ArchiveError> {
+    use backhand::InnerNode;
+    let image = backhand::FilesystemReader::from_reader(BufReader::new(image))?;
+    let mut writer = Writer::new(target)?;
+    for (count, node) in image.files().enumerate() {
+        if count > ENTRY_LIMIT {
+            return Err(ArchiveError::TooMany);
+        }
+        let Ok(name) = node.fullpath.strip_prefix("/") else {
+            return Err(ArchiveError::Outside(node.fullpath.display().to_string()));
+        };
+        let name = inside(name)?;
+        match &node.inner {
+            InnerNode::Dir(_) => writer.folder(&name)?,
+            InnerNode::Symlink(link) => writer.link(&name, &link.link)?,
+            InnerNode::File(file) => {
+                writer.file(&name, &mut image.file(file).reader(), node.header.permissions.into())?;
+            }
+            // A program has no use for devices, pipes and sockets in its code.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The path below the target that an entry's name means.
+fn inside(name: &Path) -> Result<PathBuf, ArchiveError> {
+    let mut path = PathBuf::new();
+    for part in name.components() {
+        match part {
+            PathComponent::Normal(part) => path.push(part),
+            PathComponent::CurDir => {}
+            PathComponent::RootDir | PathComponent::ParentDir | PathComponent::Prefix(_) => {
+                return Err(ArchiveError::Outside(name.display().to_string()));
+            }
+        }
+    }
+    Ok(path)
+}
+
+/// Writes entries below one folder, and nowhere else.
+struct Writer<'a> {
+    target: &'a Path,
+    left: u64,
+}
+
+impl<'a> Writer<'a> {
+    fn new(target: &'a Path) -> Result<Self, ArchiveError> {
+        let writer = Self {
+            target,
+            left: UNPACKED_LIMIT,
+        };
+        writer.folder(Path::new(""))?;
+        Ok(writer)
+    }
+
+    fn folder(&self, name: &Path) -> Result<(), ArchiveError> {
+        let path = self.target.join(name);
+        self.no_link_on_the_way(name)?;
+        fs::create_dir_all(&path).map_err(|error| ArchiveError::Write { path, error })
+    }
+
+    fn file(&mut self, name: &Path, content: &mut impl Read, mode: u32) -> Result<(), ArchiveError> {
+        if let Some(parent) = name.parent() {
+            self.folder(parent)?;
+        }
+        self.no_link_on_the_way(name)?;
+        let path = self.target.join(name);
+        let written = File::create(&path).and_then(|mut file| {
+            // One byte more than is left tells that there was more.
+            let count = io::copy(&mut content.take(self.left + 1), &mut file)?;
+            file.flush()?;
+            fs::set_permissions(&path, Permissions::from_mode(mode & 0o777 | 0o400))?;
+            Ok(count)
+        });
+        let written = written.map_err(|error| ArchiveError::Write { path, error })?;
+        self.left = self.left.checked_sub(written).ok_or(ArchiveError::TooLarge)?;
+        Ok(())
+    }
+
+    /// A symbolic link; one that leads out of the archive is refused, an absolute one among them.
+    fn link(&self, name: &Path, to: &Path) -> Result<(), ArchiveError> {
+        let outside = || ArchiveError::Outside(format!("{} -> {}", name.display(), to.display()));
+        let mut depth = name.parent().map_or(0, |parent| parent.components().count());
+        for part in to.components() {
+            match part {
+                PathComponent::Normal(_) => depth += 1,
+                PathComponent::CurDir => {}
+                PathComponent::ParentDir => depth = depth.checked_sub(1).ok_or_else(outside)?,
+                PathComponent::RootDir | PathComponent::Prefix(_) => return Err(outside()),
+            }
+        }
+        if let Some(parent) = name.parent() {
+            self.folder(parent)?;
+        }
+        let path = self.target.join(name);
+        std::os::unix::fs::symlink(to, &path).map_err(|error| ArchiveError::Write { path, error })
+    }
+
+    /// An entry must not be written through a link that an earlier entry made.
+    fn no_link_on_the_way(&self, name: &Path) -> Result<(), ArchiveError> {
+        let mut path = self.target.to_owned();
+        for part in name.components() {
+            path.push(part);
+            if path.is_symlink() {
+                return Err(ArchiveError::Outside(name.display().to_string()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+    use zip::write::SimpleFileOptions;
+
+    fn zip_of(entries: &[(&str, &str)]) -> Cursor<Vec<u8>> {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, content) in entries {
+            match content.strip_prefix("-> ") {
+                Some(to) => zip.add_symlink(*name, to, SimpleFileOptions::default()).unwrap(),
+                None => {
+                    zip.start_file(*name, SimpleFileOptions::default().unix_permissions(0o755))
+                        .unwrap();
+                    zip.write_all(content.as_bytes()).unwrap();
+                }
+            }
+        }
+        zip.finish().unwrap()
+    }
+
+    #[test]
+    fn unzips_files_folders_links_and_modes() {
+        let target = tempfile::tempdir().unwrap();
+        let zip = zip_of(&[
+            ("run.sh", "#!/bin/sh"),
+            ("pkg/sub/a.py", "a = 1"),
+            ("pkg/b.py", "-> sub/a.py"),
+        ]);
+        unzip(zip, target.path()).unwrap();
+        assert_eq!(fs::read_to_string(target.path().join("pkg/b.py")).unwrap(), "a = 1");
+        let mode = fs::metadata(target.path().join("run.sh")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+    }
+
+    #[test]
+    fn refuses_names_that_lead_outside_and_leaves_nothing() {
+        for name in ["../evil.py", "/etc/evil", "a/../../evil"] {
+            let target = tempfile::tempdir().unwrap();
+            let error = unzip(zip_of(&[("good.py", "1"), (name, "bad")]), target.path()).unwrap_err();
+            assert!(matches!(error, ArchiveError::Outside(_)), "{name}: {error}");
+            assert!(!target.path().join("good.py").exists());
+        }
+    }
+
+    #[test]
+    fn refuses_to_write_through_a_link() {
+        for (link, through) in [
+            ("-> ../out", "link/evil"),
+            ("-> /tmp", "link/evil"),
+            ("-> .", "link/evil"),
+        ] {
+            let target = tempfile::tempdir().unwrap();
+            let error = unzip(zip_of(&[("link", link), (through, "bad")]), target.path()).unwrap_err();
+            assert!(matches!(error, ArchiveError::Outside(_)), "{link}: {error}");
+        }
+    }
+
+    #[test]
+    fn says_what_is_no_archive() {
+        let target = tempfile::tempdir().unwrap();
+        let error = unzip(Cursor::new(b"hello".to_vec()), target.path()).unwrap_err();
+        assert!(error.to_string().starts_with("not a zip"), "{error}");
+    }
+}

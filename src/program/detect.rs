@@ -1,1 +1,424 @@
-//! Placeholder of the skeleton commit.
+//! Tells from the program itself which engine runs it, and says why.
+//!
+//! Hosts of today can only say "asgi" or "executable", so the program's own bytes are what decides: a Wasm module says
+//! `\0asm`, an executable is ELF or begins with `#!`, and sources are told by their names.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::{Component, EngineKind, Entrypoint, Hint, Interface, ProgramError};
+
+/// Files that a Python program may begin with, best first.
+const PYTHON: [&str; 5] = ["main.py", "app.py", "asgi.py", "application.py", "server.py"];
+
+/// Files that a Node program may begin with, where there is no package.json, best first.
+const NODE: [&str; 12] = [
+    "index.mjs",
+    "index.js",
+    "index.cjs",
+    "main.mjs",
+    "main.js",
+    "main.cjs",
+    "server.mjs",
+    "server.js",
+    "server.cjs",
+    "app.mjs",
+    "app.js",
+    "app.cjs",
+];
+
+/// Files that a program of executables may begin with, best first.
+const EXECUTABLE: [&str; 6] = ["run", "run.sh", "start.sh", "server", "app", "main"];
+
+/// What the first bytes of a file, or its name, say it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A core module, a component, or one of these compiled ahead.
+    Wasm,
+    Elf,
+    /// `#!`
+    Script,
+    Python,
+    Node,
+    Other,
+}
+
+impl FileKind {
+    /// Looks at name and first bytes of a file.
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2).
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        let mut start = Vec::with_capacity(4);
+        File::open(path)?.take(4).read_to_end(&mut start)?;
+        Ok(Self::of_bytes(&start, path))
+    }
+
+    /// The same for a file that isn't there yet.
+    pub fn of_bytes(bytes: &[u8], name: &Path) -> Self {
+        match name.extension().and_then(|extension| extension.to_str()) {
+            Some("wasm" | "cwasm") => return Self::Wasm,
+            Some("py") => return Self::Python,
+            Some("js" | "mjs" | "cjs" | "ts" | "mts" | "cts") => return Self::Node,
+            _ => {}
+        }
+        match bytes {
+            [0, b'a', b's', b'm', ..] => Self::Wasm,
+            [0x7f, b'E', b'L', b'F', ..] => Self::Elf,
+            [b'#', b'!', ..] => Self::Script,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Finds the one component of the program at `source`, a file or a folder.
+///
+/// # Errors
+/// [`ProgramError`], which says what is there where nothing can be run.
+pub fn find(source: &Path, hint: &Hint) -> Result<Component, ProgramError> {
+    let (root, file) = if source.is_dir() {
+        (source.to_owned(), None)
+    } else {
+        let root = source
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        (root.to_owned(), source.file_name().map(PathBuf::from))
+    };
+    let root = std::path::absolute(&root).map_err(|error| ProgramError::read(&root, error))?;
+    let finder = Finder { root: &root, hint };
+    match (&hint.entrypoint, file) {
+        (Some(entrypoint), None) => finder.named(entrypoint),
+        // `polyinit serve main.py --entrypoint app` names the object in the file.
+        (Some(entrypoint), Some(file)) if FileKind::of_bytes(b"", &file) == FileKind::Python => {
+            let attribute = entrypoint.rsplit(':').next().unwrap_or(entrypoint);
+            let why = format!("{} is a Python file", file.display());
+            finder.python(&module_of(&file), Some(attribute.to_owned()), why)
+        }
+        (_, Some(file)) => finder.file(&file),
+        (None, None) => finder.guess(),
+    }
+}
+
+struct Finder<'a> {
+    root: &'a Path,
+    hint: &'a Hint,
+}
+
+impl Finder<'_> {
+    /// The entrypoint is named: a module with an attribute, or a file.
+    fn named(&self, entrypoint: &str) -> Result<Component, ProgramError> {
+        let file = Path::new(entrypoint.trim_start_matches('/'));
+        let absolute = Path::new(entrypoint);
+        if self.root.join(file).is_file() {
+            return self.file(file);
+        }
+        if absolute.is_absolute() && absolute.is_file() {
+            return self.file(absolute);
+        }
+        let (module, attribute) = match entrypoint.split_once(':') {
+            Some((module, attribute)) => (module, Some(attribute.to_owned())),
+            None => (entrypoint, None),
+        };
+        let python = module.split('.').all(is_identifier);
+        if python && (self.has_module(module) || self.hint.engine == Some(EngineKind::Python)) {
+            return self.python(
+                module,
+                attribute,
+                format!("the entrypoint {entrypoint:?} is a Python module"),
+            );
+        }
+        // The host had to say something. What is there may be of another language all the same.
+        match self.guess() {
+            Ok(mut other) if python && self.hint.interface.is_some() => {
+                other.why = format!("there is no Python module {module:?}, but {}", other.why);
+                Ok(other)
+            }
+            _ => Err(ProgramError::NoEntrypoint {
+                entrypoint: entrypoint.to_owned(),
+                root: self.root.to_owned(),
+                there: listing(self.root),
+            }),
+        }
+    }
+
+    fn file(&self, file: &Path) -> Result<Component, ProgramError> {
+        let path = self.root.join(file);
+        let kind = FileKind::of(&path).map_err(|error| ProgramError::read(&path, error))?;
+        let name = file.display();
+        let engine = |engine, why: String| Ok(self.component(engine, Entrypoint::File(file.to_owned()), why));
+        if let Some(chosen) = self.hint.engine {
+            let why = "the manifest says so".to_owned();
+            return match chosen {
+                EngineKind::Python => self.python(&module_of(file), None, why),
+                other => engine(other, why),
+            };
+        }
+        let is_script = || std::fs::read(&path).is_ok_and(|content| content.starts_with(b"#!"));
+        match kind {
+            FileKind::Wasm => engine(EngineKind::Wasm, format!("{name} is WebAssembly")),
+            FileKind::Elf => engine(EngineKind::Executable, format!("{name} is an ELF executable")),
+            FileKind::Script => engine(EngineKind::Executable, format!("{name} begins with #!")),
+            // The host says that it is to be executed, and it says itself by what.
+            FileKind::Python | FileKind::Node if self.hint.interface == Some(Interface::Executable) && is_script() => {
+                engine(
+                    EngineKind::Executable,
+                    format!("{name} begins with #! and is to be executed"),
+                )
+            }
+            FileKind::Python => self.python(&module_of(file), None, format!("{name} is a Python file")),
+            FileKind::Node => engine(EngineKind::Node, format!("{name} is JavaScript")),
+            FileKind::Other => Err(ProgramError::Unknown {
+                path: path.clone(),
+                start: start_of(&path),
+            }),
+        }
+    }
+
+    /// Nothing is named: looks for what programs usually begin with.
+    fn guess(&self) -> Result<Component, ProgramError> {
+        let first = |names: &[&str]| {
+            names
+                .iter()
+                .map(PathBuf::from)
+                .find(|name| self.root.join(name).is_file())
+        };
+        if let Some(file) = first(&PYTHON) {
+            return self.file(&file);
+        }
+        let package = self.root.join("package.json");
+        if package.is_file() {
+            let why = "package.json is there".to_owned();
+            return Ok(self.component(EngineKind::Node, Entrypoint::File(PathBuf::from(".")), why));
+        }
+        if let Some(file) = first(&NODE) {
+            return self.file(&file);
+        }
+        let files = files_in(self.root);
+        let of_kind = |wanted: &[FileKind]| -> Vec<&PathBuf> {
+            let is_one = |file: &&PathBuf| FileKind::of(&self.root.join(file)).is_ok_and(|kind| wanted.contains(&kind));
+            files.iter().filter(is_one).collect()
+        };
+        if let [file] = of_kind(&[FileKind::Wasm])[..] {
+            return self.file(file);
+        }
+        if let Some(file) = first(&EXECUTABLE) {
+            return self.file(&file);
+        }
+        if let [file] = of_kind(&[FileKind::Elf, FileKind::Script])[..] {
+            return self.file(file);
+        }
+        if let [file] = of_kind(&[FileKind::Python])[..] {
+            return self.file(file);
+        }
+        Err(ProgramError::Nothing {
+            root: self.root.to_owned(),
+            there: listing(self.root),
+        })
+    }
+
+    fn python(&self, module: &str, attribute: Option<String>, why: String) -> Result<Component, ProgramError> {
+        let entrypoint = Entrypoint::Module {
+            module: module.to_owned(),
+            attribute,
+        };
+        Ok(self.component(EngineKind::Python, entrypoint, why))
+    }
+
+    fn has_module(&self, module: &str) -> bool {
+        let path = module.replace('.', "/");
+        let folders = std::iter::once(self.root).chain(self.hint.packages.iter().map(PathBuf::as_path));
+        folders.into_iter().any(|folder| {
+            let path = folder.join(&path);
+            path.is_dir() || path.with_extension("py").is_file()
+        })
+    }
+
+    fn component(&self, engine: EngineKind, entrypoint: Entrypoint, why: String) -> Component {
+        let stem = match &entrypoint {
+            Entrypoint::File(file) => file.file_stem(),
+            Entrypoint::Module { .. } => None,
+        };
+        let name = stem
+            .or(self.root.file_name())
+            .map(|name| name.to_string_lossy().into_owned());
+        Component {
+            name: name.unwrap_or_else(|| "program".to_owned()),
+            root: self.root.to_owned(),
+            engine,
+            entrypoint,
+            environment: Default::default(),
+            routes: Vec::new(),
+            messages: false,
+            why,
+        }
+    }
+}
+
+fn module_of(file: &Path) -> String {
+    let module = file.with_extension("").to_string_lossy().replace('/', ".");
+    module.strip_suffix(".__init__").map(str::to_owned).unwrap_or(module)
+}
+
+fn is_identifier(word: &str) -> bool {
+    !word.is_empty()
+        && !word.starts_with(|first: char| first.is_ascii_digit())
+        && word.chars().all(|letter| letter.is_alphanumeric() || letter == '_')
+}
+
+/// The files directly in `root`, sorted, hidden ones left out.
+fn files_in(root: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name();
+            (entry.path().is_file() && !name.to_string_lossy().starts_with('.')).then(|| name.into())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+fn listing(root: &Path) -> String {
+    let mut names: Vec<String> = std::fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let slash = if entry.path().is_dir() { "/" } else { "" };
+            Some(format!("{}{slash}", entry.file_name().to_string_lossy()))
+        })
+        .collect();
+    names.sort();
+    names.truncate(20);
+    if names.is_empty() {
+        "nothing".to_owned()
+    } else {
+        names.join(", ")
+    }
+}
+
+fn start_of(path: &Path) -> String {
+    let mut start = [0; 16];
+    let count = File::open(path)
+        .and_then(|mut file| file.read(&mut start))
+        .unwrap_or_default();
+    start[..count].escape_ascii().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(files: &[(&str, &[u8])], hint: Hint) -> Result<(EngineKind, Entrypoint, String), String> {
+        let root = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        let found = find(root.path(), &hint).map_err(|error| error.to_string())?;
+        Ok((found.engine, found.entrypoint, found.why))
+    }
+
+    fn engine(files: &[(&str, &[u8])]) -> EngineKind {
+        found(files, Hint::default()).unwrap().0
+    }
+
+    #[test]
+    fn tells_each_kind_by_itself() {
+        assert_eq!(engine(&[("main.py", b"app = 1")]), EngineKind::Python);
+        assert_eq!(engine(&[("package.json", b"{}")]), EngineKind::Node);
+        assert_eq!(engine(&[("index.mjs", b"")]), EngineKind::Node);
+        assert_eq!(engine(&[("hello.wasm", b"\0asm\x01\0\0\0")]), EngineKind::Wasm);
+        assert_eq!(
+            engine(&[("guest", b"\0asm\x0d\0\x01\0"), ("README", b"")]),
+            EngineKind::Wasm
+        );
+        assert_eq!(
+            engine(&[("srv", b"\x7fELF\x02"), ("README", b"")]),
+            EngineKind::Executable
+        );
+        assert_eq!(engine(&[("go.sh", b"#!/bin/sh")]), EngineKind::Executable);
+    }
+
+    #[test]
+    fn a_named_entrypoint_wins() {
+        let files: &[(&str, &[u8])] = &[("main.py", b""), ("pkg/web.py", b""), ("x.wasm", b"\0asm")];
+        let named = |entrypoint: &str| {
+            let entrypoint = Some(entrypoint.to_owned());
+            found(
+                files,
+                Hint {
+                    entrypoint,
+                    ..Hint::default()
+                },
+            )
+        };
+        let (_, entrypoint, _) = named("pkg.web:api").unwrap();
+        let attribute = Some("api".to_owned());
+        assert_eq!(
+            entrypoint,
+            Entrypoint::Module {
+                module: "pkg.web".into(),
+                attribute
+            }
+        );
+        assert_eq!(named("x.wasm").unwrap().0, EngineKind::Wasm);
+        assert_eq!(
+            named("/pkg/web.py").unwrap().1,
+            Entrypoint::Module {
+                module: "pkg.web".into(),
+                attribute: None
+            }
+        );
+        let error = named("nothere:app").unwrap_err();
+        assert!(error.contains("nothere:app") && error.contains("main.py"), "{error}");
+    }
+
+    #[test]
+    fn a_host_that_can_only_say_asgi_gets_what_is_there() {
+        let hint = Hint {
+            entrypoint: Some("main:app".into()),
+            interface: Some(Interface::Asgi),
+            ..Hint::default()
+        };
+        let (engine, _, why) = found(&[("server.js", b"")], hint).unwrap();
+        assert_eq!(engine, EngineKind::Node);
+        assert_eq!(why, "there is no Python module \"main\", but server.js is JavaScript");
+    }
+
+    #[test]
+    fn a_script_that_is_to_be_executed_is() {
+        let hint = |interface| Hint {
+            entrypoint: Some("run.py".into()),
+            interface,
+            ..Hint::default()
+        };
+        let files: &[(&str, &[u8])] = &[("run.py", b"#!/usr/bin/python3")];
+        assert_eq!(
+            found(files, hint(Some(Interface::Executable))).unwrap().0,
+            EngineKind::Executable
+        );
+        assert_eq!(found(files, hint(None)).unwrap().0, EngineKind::Python);
+    }
+
+    #[test]
+    fn says_what_it_can_not_run() {
+        let error = found(&[("notes.txt", b"hello")], Hint::default()).unwrap_err();
+        assert!(error.contains("notes.txt"), "{error}");
+        let entrypoint = Some("notes.txt".to_owned());
+        let error = found(
+            &[("notes.txt", b"hello")],
+            Hint {
+                entrypoint,
+                ..Hint::default()
+            },
+        )
+        .unwrap_err();
+        assert!(error.contains("begins with \"hello\""), "{error}");
+    }
+}

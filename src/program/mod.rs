@@ -9,7 +9,9 @@ pub mod detect;
 pub mod manifest;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// What runs a component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -50,6 +52,103 @@ pub enum Entrypoint {
     Module { module: String, attribute: Option<String> },
     /// A file below the component's root, or absolute.
     File(PathBuf),
+}
+
+/// What somebody says of a program beside the program itself.
+#[derive(Debug, Clone, Default)]
+pub struct Hint {
+    /// `module:attribute`, or a file.
+    pub entrypoint: Option<String>,
+    pub engine: Option<EngineKind>,
+    /// What the host called it.
+    pub interface: Option<Interface>,
+    /// Where Python modules may be beside the program's own folder.
+    pub packages: Vec<PathBuf>,
+}
+
+/// All that a host of today can say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interface {
+    Asgi,
+    Executable,
+}
+
+/// Why what the user brought can't be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    #[error("can't read {path}: {error}", path = .path.display())]
+    Read { path: PathBuf, error: io::Error },
+    #[error("{path}: {error}", path = .path.display())]
+    Archive {
+        path: PathBuf,
+        error: archive::ArchiveError,
+    },
+    #[error("{path}: {message}", path = .path.display())]
+    Manifest { path: PathBuf, message: String },
+    #[error("there is no entrypoint {entrypoint:?} in {root}, which holds: {there}", root = .root.display())]
+    NoEntrypoint {
+        entrypoint: String,
+        root: PathBuf,
+        there: String,
+    },
+    #[error(
+        "{path} begins with \"{start}\", which is nothing that can be run: WebAssembly, an ELF executable, a script \
+         with #!, or a file named .py, .js or .mjs can",
+        path = .path.display()
+    )]
+    Unknown { path: PathBuf, start: String },
+    #[error(
+        "found no program in {root}, which holds: {there}. Name where it begins with --entrypoint, or put a {manifest} \
+         beside it",
+        root = .root.display(), manifest = manifest::NAME
+    )]
+    Nothing { root: PathBuf, there: String },
+}
+
+impl ProgramError {
+    fn read(path: &Path, error: io::Error) -> Self {
+        Self::Read {
+            path: path.to_owned(),
+            error,
+        }
+    }
+}
+
+/// The components of the program at `path`: a file, a folder, or an archive, which is unpacked to `workspace` then.
+///
+/// # Errors
+/// [`ProgramError`], in words for the one who brought the program.
+pub fn open(path: &Path, hint: &Hint, workspace: &Path) -> Result<Vec<Component>, ProgramError> {
+    let archive = |error| ProgramError::Archive {
+        path: path.to_owned(),
+        error,
+    };
+    // What isn't there is told here, and with the path that the user gave.
+    let metadata = std::fs::metadata(path).map_err(|error| ProgramError::read(path, error))?;
+    if metadata.is_dir() {
+        return find(path, hint);
+    }
+    let mut file = File::open(path).map_err(|error| ProgramError::read(path, error))?;
+    let mut magic = [0; 4];
+    let length = io::Read::read(&mut file, &mut magic).map_err(|error| ProgramError::read(path, error))?;
+    io::Seek::rewind(&mut file).map_err(|error| ProgramError::read(path, error))?;
+    match &magic[..length] {
+        b"PK\x03\x04" | b"PK\x05\x06" => archive::unzip(io::BufReader::new(file), workspace).map_err(archive)?,
+        b"hsqs" => archive::unsquash(file, workspace).map_err(archive)?,
+        _ => return detect::find(path, hint).map(|component| vec![component]),
+    }
+    find(workspace, hint)
+}
+
+/// The components of the program in the folder `root`: by its manifest, or else by looking.
+///
+/// # Errors
+/// [`ProgramError`], in words for the one who brought the program.
+pub fn find(root: &Path, hint: &Hint) -> Result<Vec<Component>, ProgramError> {
+    match manifest::read(root)? {
+        Some(components) => Ok(components),
+        None => detect::find(root, hint).map(|component| vec![component]),
+    }
 }
 
 impl std::fmt::Display for EngineKind {

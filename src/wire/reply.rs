@@ -1,7 +1,7 @@
 //! What the guest answers, to a configuration and to an event.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
 use super::CONFIGURATION_ANSWER_LIMIT;

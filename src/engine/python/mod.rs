@@ -1,8 +1,191 @@
-//! Placeholder of the skeleton commit.
-use crate::engine::{Engine, Settings, StartError};
-use crate::program::Component;
+//! Python programs: ASGI 3.0 applications in worker processes that need nothing but the standard library.
+//!
+//! `worker.py` is the other end of the channel. Heads travel in [`marshal`], which the interpreter decodes in one call.
+
+mod marshal;
+
+use std::ffi::OsString;
 use std::sync::Arc;
 
-pub async fn start(component: &Component, _: &Settings) -> Result<Arc<dyn Engine>, StartError> {
-    Err(StartError::new(format!("{}: no engine yet", component.name)))
+use bytes::{Bytes, BytesMut};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
+use percent_encoding::percent_decode_str;
+use serde_json::json;
+
+use super::worker::{self, Language, ReplyHead, Warm};
+use super::{Engine, Settings, StartError};
+use crate::event::{Body, Context};
+use crate::program::{Component, Entrypoint};
+
+const WORKER: &str = include_str!("worker.py");
+
+/// Reads the worker's source off the channel and runs it: no file in the program's file system, no 20 KB in the list
+/// of processes, and a name to know its frames by in tracebacks.
+const BOOTSTRAP: &str = "\
+import os, sys
+channel = int(sys.argv[1])
+def take(count):
+    data = b''
+    while len(data) < count:
+        piece = os.read(channel, count - len(data))
+        if not piece:
+            sys.exit(0)
+        data += piece
+    return data
+source = take(int.from_bytes(take(4), 'little'))
+exec(compile(source, '<polyinit worker>', 'exec'), {'__name__': '__main__'})
+";
+
+/// CPython, by the name that Debian, Alpine and the official images have.
+struct Python;
+
+/// Starts an interpreter that waits for a program, for [`start`] to take. The machine does this while it waits for
+/// its configuration. Does nothing where there is no Python.
+pub fn warm_up(warm: &Warm, settings: &Settings) {
+    warm.put(Arc::new(Python), settings);
+}
+
+/// Starts the workers of a Python component.
+///
+/// # Errors
+/// With the program's traceback where it can't be imported or refuses to start.
+pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
+    worker::start(Arc::new(Python), component, settings).await
+}
+
+impl Language for Python {
+    fn name(&self) -> &'static str {
+        "Python"
+    }
+
+    fn command(&self) -> Vec<OsString> {
+        // -u: what a program prints is seen when it prints it; -X utf8 is what a machine without locales needs.
+        ["python3", "-u", "-X", "utf8", "-c", BOOTSTRAP]
+            .map(OsString::from)
+            .to_vec()
+    }
+
+    fn preamble(&self) -> Vec<u8> {
+        let mut preamble = (WORKER.len() as u32).to_le_bytes().to_vec();
+        preamble.extend_from_slice(WORKER.as_bytes());
+        preamble
+    }
+
+    fn load(&self, component: &Component, settings: &Settings) -> Result<Vec<u8>, StartError> {
+        let Entrypoint::Module { module, attribute } = &component.entrypoint else {
+            return Err(StartError::new(format!(
+                "{}: a Python component begins with a module, \"main:app\"",
+                component.name
+            )));
+        };
+        let environment: Vec<_> = settings
+            .environment
+            .iter()
+            .cloned()
+            .chain(component.environment.clone())
+            .collect();
+        let load = json!({
+            "root": component.root,
+            "packages": settings.packages,
+            "module": module,
+            "attribute": attribute,
+            "environment": environment,
+            "start_timeout": settings.start_timeout.as_secs_f64(),
+        });
+        Ok(load.to_string().into_bytes())
+    }
+
+    /// `(method, path, raw_path, query_string, http_version, scheme, headers, client, server, body)`
+    fn encode_request(&self, out: &mut BytesMut, context: &Context, head: &Parts, body: Option<&Bytes>) {
+        marshal::tuple(out, 10);
+        marshal::text(out, head.method.as_str());
+        let raw_path = head.uri.path();
+        match &context.decoded_path {
+            Some(path) => marshal::text(out, path),
+            None if raw_path.contains('%') => marshal::text(out, &percent_decode_str(raw_path).decode_utf8_lossy()),
+            None => marshal::text(out, raw_path),
+        }
+        marshal::binary(out, raw_path.as_bytes());
+        marshal::binary(out, head.uri.query().unwrap_or_default().as_bytes());
+        marshal::text(
+            out,
+            match head.version {
+                Version::HTTP_10 => "1.0",
+                Version::HTTP_2 => "2",
+                _ => "1.1",
+            },
+        );
+        marshal::text(out, context.scheme);
+        let authority = match (head.headers.get(http::header::HOST), head.uri.authority()) {
+            // HTTP/2 has :authority instead; ASGI wants it as a host header.
+            (None, Some(authority)) => Some(authority.as_str()),
+            _ => None,
+        };
+        marshal::list(out, head.headers.len() + usize::from(authority.is_some()));
+        if let Some(authority) = authority {
+            header(out, b"host", authority.as_bytes());
+        }
+        for (name, value) in &head.headers {
+            header(out, name.as_str().as_bytes(), value.as_bytes());
+        }
+        for address in [context.client, context.server] {
+            match address {
+                Some(address) => {
+                    marshal::tuple(out, 2);
+                    marshal::text(out, &address.ip().to_string());
+                    marshal::number(out, address.port());
+                }
+                None => marshal::none(out),
+            }
+        }
+        match body {
+            Some(body) => marshal::binary(out, body),
+            None => marshal::none(out),
+        }
+    }
+
+    /// `(status, headers, body)`
+    fn decode_reply(&self, payload: Bytes) -> Result<ReplyHead, String> {
+        let mut reader = marshal::Reader::new(payload);
+        let wrong = |what: &str| {
+            let what = what.to_owned();
+            move |reason: String| format!("the program's http.response.start has {what} that is wrong: {reason}")
+        };
+        if reader.sequence()? != 3 {
+            return Err("the worker sent a reply of another shape".to_owned());
+        }
+        let status = reader.number().map_err(wrong("a status"))?;
+        let status = u16::try_from(status)
+            .ok()
+            .and_then(|status| StatusCode::from_u16(status).ok())
+            .ok_or_else(|| format!("the program's http.response.start has the status {status}"))?;
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = status;
+        let count = reader.sequence().map_err(wrong("headers"))?;
+        let headers = response.headers_mut();
+        headers.reserve(count);
+        for _ in 0..count {
+            if reader.sequence().map_err(wrong("a header"))? != 2 {
+                return Err("the program's http.response.start has a header that is no pair".to_owned());
+            }
+            let name = reader.binary().map_err(wrong("a header's name"))?;
+            let value = reader.binary().map_err(wrong("a header's value"))?;
+            let known = HeaderName::from_bytes(&name)
+                .map_err(|_| format!("the program sent a header named {:?}", String::from_utf8_lossy(&name)))?;
+            let value = HeaderValue::from_maybe_shared(value)
+                .map_err(|_| format!("the program sent the header {known} with a value that no header may have"))?;
+            headers.append(known, value);
+        }
+        let body = reader
+            .binary()
+            .map_err(|reason| format!("the program's body is wrong: {reason}"))?;
+        Ok(ReplyHead { response, body })
+    }
+}
+
+fn header(out: &mut BytesMut, name: &[u8], value: &[u8]) {
+    marshal::tuple(out, 2);
+    marshal::binary(out, name);
+    marshal::binary(out, value);
 }

@@ -1,1 +1,89 @@
-//! Framed channel to a native worker process.
+//! Native worker processes, whatever their language: started, given events over a [`channel`], watched, replaced.
+//!
+//! ```text
+//! Engine::handle -> pool: which worker? -> channel: frames -> worker.py, worker.mjs -> the program
+//! ```
+//!
+//! A component begins with one worker, warm if the machine had time to start one, and grows to as many as there are
+//! processors (two at least) once events come at the same time. A worker that is busy without giving a sign of life,
+//! because its program blocks, gets no more events until it does.
+
+mod channel;
+mod frame;
+mod pool;
+mod warm;
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::Response;
+use http::request::Parts;
+
+use super::{Engine, Settings, StartError};
+use crate::event::{Body, Context};
+use crate::program::Component;
+
+pub use warm::Warm;
+
+/// What is particular to a language: how its worker is started and how heads look inside the frames.
+pub trait Language: Send + Sync + 'static {
+    /// For messages to people: "Python".
+    fn name(&self) -> &'static str;
+
+    /// The interpreter and its arguments, to which the channel's descriptor is appended.
+    fn command(&self) -> Vec<OsString>;
+
+    /// What the interpreter reads off the channel before the first frame: the worker itself.
+    fn preamble(&self) -> Vec<u8>;
+
+    /// The payload of the frame that tells the worker what to import.
+    ///
+    /// # Errors
+    /// Where the component's entrypoint is of a kind that this language has not.
+    fn load(&self, component: &Component, settings: &Settings) -> Result<Vec<u8>, StartError>;
+
+    /// Appends the head of a request, with its body where that is whole.
+    fn encode_request(&self, out: &mut BytesMut, context: &Context, head: &Parts, body: Option<&Bytes>);
+
+    /// Reads the head of a reply, with its body where that is whole.
+    ///
+    /// # Errors
+    /// A sentence on what the program sent that is no reply.
+    fn decode_reply(&self, payload: Bytes) -> Result<ReplyHead, String>;
+}
+
+/// A reply as it stands in one frame.
+pub struct ReplyHead {
+    pub response: Response<Body>,
+    pub body: Bytes,
+}
+
+/// What a worker says went wrong.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct Fault {
+    pub message: String,
+    #[serde(default)]
+    pub traceback: Option<String>,
+}
+
+impl Fault {
+    fn decode(payload: &[u8]) -> Self {
+        serde_json::from_slice(payload).unwrap_or_else(|error| Self {
+            message: format!("the worker sent a report that can't be read: {error}"),
+            traceback: None,
+        })
+    }
+}
+
+/// Starts the first worker of `component` and returns when its program can take events.
+///
+/// # Errors
+/// With what the program said, where it can't be started.
+pub async fn start(
+    language: Arc<dyn Language>,
+    component: &Component,
+    settings: &Settings,
+) -> Result<Arc<dyn Engine>, StartError> {
+    Ok(Arc::new(pool::Workers::start(language, component, settings).await?))
+}

@@ -1,0 +1,83 @@
+//! The command line: one file a command.
+
+mod guest;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Gives each event (an HTTP request, a network message) to what runs it: Python, Node, any executable that serves
+/// HTTP, or WebAssembly. PID 1 of microVMs and containers, and a command for developers.
+#[derive(Parser)]
+#[command(name = "polyinit", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  polyinit serve main.py                  run a Python program on http://127.0.0.1:8080
+  polyinit serve hello.wasm               run a WebAssembly component or module
+  polyinit serve ./my-app --listen [::]:80
+
+polyinit COMMAND --help says more.";
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Guest(guest::Guest),
+}
+
+/// What the command line says, done. The exit code: 0 when all went well, 1 when it did not, 2 when it was not
+/// understood.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("the runtime can't be started: {error}")),
+    };
+    let outcome = runtime.block_on(async {
+        match arguments.command {
+            Command::Serve(serve) => serve.run().await,
+            Command::Guest(guest) => guest.run().await,
+        }
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+/// Why a command failed: the sentence that its user sees.
+type CommandError = Box<dyn std::error::Error + Send + Sync>;
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::FAILURE
+}
+
+/// Where compiled Wasm and other things that can be made again are kept: `$XDG_CACHE_HOME/polyinit`, or
+/// `~/.cache/polyinit` (XDG Base Directory Specification).
+pub fn cache_directory() -> Option<PathBuf> {
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let base = variable("XDG_CACHE_HOME").filter(|path| path.is_absolute());
+    Some(
+        base.or_else(|| Some(variable("HOME")?.join(".cache")))?
+            .join("polyinit"),
+    )
+}
+
+/// `NAME=VALUE`, as environments have it.
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("must be NAME=VALUE".to_owned()),
+    }
+}

@@ -1,0 +1,216 @@
+//! `polyinit serve`: runs a program on this machine and offers it over HTTP.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{CommandError, assignment, cache_directory};
+use crate::engine::{self, Settings};
+use crate::intake::Handler;
+use crate::intake::http::{self, Served};
+use crate::program::{self, Hint};
+use crate::report;
+use crate::router::{Router, Running};
+
+/// How long requests under way, and then the program, may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Run a program on this machine and offer it over HTTP/1.1 and HTTP/2 (h2c).
+///
+/// PATH is a file, a folder, a zip or a squashfs. What runs it is told from the program itself: a `.py` file or a
+/// module is Python (ASGI), `.js` or a package.json is Node, ELF and #! are executables that serve HTTP on $PORT or
+/// 8080, and `.wasm` is WebAssembly. A polyinit.toml beside the code says so where guessing would not do.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  polyinit serve main.py
+  polyinit serve ./app --entrypoint shop.web:application --listen 127.0.0.1:3000
+  polyinit serve hello.wasm --env GREETING=hello
+
+Details of failures are shown to clients where --listen is a loopback address, and to the log everywhere.")]
+pub struct Serve {
+    /// The program
+    path: PathBuf,
+
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+
+    /// Where the program begins: module:attribute, or a file in it
+    #[arg(long, value_name = "ENTRYPOINT")]
+    entrypoint: Option<String>,
+
+    /// A variable for the program's environment; may be given again
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = assignment)]
+    environment: Vec<(String, String)>,
+
+    /// The longest that one request may take to be answered, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
+    timeout: f64,
+
+    /// The longest that the program may take to start, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 50.0)]
+    start_timeout: f64,
+
+    /// The most processes for a Python or Node program [default: one for each processor, as they are needed]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    workers: Option<u16>,
+
+    /// No line for each request
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Serve {
+    pub async fn run(self) -> Result<(), CommandError> {
+        report::log::begin(io::stderr(), "info");
+        let mut stop = Stop::listen()?;
+        let settings = self.settings()?;
+        // The port first: finding it taken after a program's long start would be a pity.
+        let listener = http::bind(self.listen).await?;
+        let address = listener.local_addr()?;
+        let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let hint = Hint {
+            entrypoint: self.entrypoint.clone(),
+            ..Hint::default()
+        };
+        let components = program::open(&self.path, &hint, workspace.path())?;
+        let mut running = Vec::with_capacity(components.len());
+        for component in components {
+            let started = tokio::select! {
+                started = engine::start(&component, &settings) => started,
+                () = stop.asked() => return Ok(()),
+            };
+            let engine = started.map_err(|error| match error.traceback {
+                Some(traceback) if !traceback.trim().is_empty() => {
+                    format!("{}\n{}", error.message, traceback.trim_end())
+                }
+                _ => error.message,
+            })?;
+            say(&format!(
+                "{}: {} → {}",
+                component.name,
+                why(&component.why, &engine.describe()),
+                component.engine
+            ));
+            running.push(Running { component, engine });
+        }
+        settings.warm.clear();
+        let router = Arc::new(Router::new(running));
+        say(&format!("serving on http://{address}"));
+        self.serve(listener, &router, &mut stop).await?;
+        router.stop(GRACE).await;
+        Ok(())
+    }
+
+    async fn serve(&self, listener: tokio::net::TcpListener, router: &Arc<Router>, stop: &mut Stop) -> io::Result<()> {
+        let shutdown = CancellationToken::new();
+        let handler: Handler = {
+            let router = router.clone();
+            Arc::new(move |event| router.handle(event))
+        };
+        let quiet = self.quiet;
+        let options = http::Options {
+            observer: Box::new(move |served| tell(&served, quiet)),
+            reveal: self.listen.ip().is_loopback(),
+            grace: GRACE,
+        };
+        let serving = http::serve(listener, handler, options, shutdown.clone());
+        tokio::pin!(serving);
+        tokio::select! {
+            served = &mut serving => return served,
+            () = stop.asked() => {}
+        }
+        shutdown.cancel();
+        // Whoever asks twice does not want to wait for the requests under way.
+        tokio::select! {
+            served = serving => served,
+            () = stop.asked() => Ok(()),
+        }
+    }
+
+    fn settings(&self) -> Result<Settings, CommandError> {
+        let seconds = |name: &str, value: f64| {
+            Duration::try_from_secs_f64(value)
+                .ok()
+                .filter(|duration| !duration.is_zero())
+                .ok_or_else(|| format!("--{name} {value}: must be more than 0 seconds"))
+        };
+        let mut settings = Settings {
+            cache: cache_directory(),
+            event_timeout: seconds("timeout", self.timeout)?,
+            start_timeout: seconds("start-timeout", self.start_timeout)?,
+            environment: self.environment.clone(),
+            ..Settings::default()
+        };
+        settings.workers = self.workers.map(usize::from);
+        Ok(settings)
+    }
+}
+
+fn why(program: &str, engine: &str) -> String {
+    if engine.is_empty() {
+        program.to_owned()
+    } else {
+        format!("{program}, {engine}")
+    }
+}
+
+/// One line for people, at once. That nobody reads it is no reason to end.
+fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+fn tell(served: &Served<'_>, quiet: bool) {
+    if let Some(failure) = served.failure {
+        tracing::warn!("{} {}: {failure}", served.method, served.path);
+        if let Some(traceback) = &failure.traceback {
+            tracing::warn!("{}", traceback.trim_end());
+        }
+    }
+    if quiet {
+        return;
+    }
+    let status = served.status.as_u16();
+    let (on, off) = match status {
+        _ if !io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() => ("", ""),
+        500.. => ("\x1b[31m", "\x1b[0m"),
+        400.. => ("\x1b[33m", "\x1b[0m"),
+        _ => ("\x1b[32m", "\x1b[0m"),
+    };
+    let milliseconds = served.time.as_secs_f64() * 1e3;
+    say(&format!(
+        "{on}{status}{off} {} {} {milliseconds:.1} ms",
+        served.method, served.path
+    ));
+}
+
+/// Ctrl-C and SIGTERM.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! One HTTP/1.1 connection to a program, driven by the task of the event that uses it: no task of its own that would
+//! have to be woken for every request and every reply. Between events nobody drives it; whoever takes it next looks
+//! first whether the program has closed it.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::event::Body;
+
+/// The kernel drops what asks for a connection while the queue of those that the program has not accepted is full
+/// (5 in Python's `http.server`), and TCP asks again only after a second. We ask again this soon, then twice as late.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(20);
+const CONNECT_PATIENCE_LIMIT: Duration = Duration::from_millis(640);
+
+/// An open connection.
+pub struct Connection {
+    sender: http1::SendRequest<Body>,
+    /// Gone once the connection is over.
+    io: Option<http1::Connection<TokioIo<TcpStream>, Body>>,
+}
+
+impl Connection {
+    /// Connects to the first of `addresses` that can be reached. Takes as long as the program does not accept.
+    pub async fn open(addresses: &[SocketAddr]) -> std::io::Result<Self> {
+        let mut patience = CONNECT_PATIENCE;
+        let stream = loop {
+            match tokio::time::timeout(patience, TcpStream::connect(addresses)).await {
+                Ok(connected) => break connected?,
+                Err(_) => patience = (2 * patience).min(CONNECT_PATIENCE_LIMIT),
+            }
+        };
+        stream.set_nodelay(true)?;
+        let (sender, io) = http1::Builder::new()
+            // Field names are the same in any case (RFC 9110, section 5.1), but a program of ten lines may only know
+            // the one that browsers write.
+            .title_case_headers(true)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(std::io::Error::other)?;
+        Ok(Self { sender, io: Some(io) })
+    }
+
+    /// Sends `request` and waits for the head of the reply.
+    ///
+    /// # Errors
+    /// The connection broke, or what came back is no HTTP; with the request, if nothing of it was written.
+    pub async fn exchange(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        let mut reply = pin!(self.sender.try_send_request(request));
+        std::future::poll_fn(|cx| {
+            // First the connection, which writes and reads; then what it has for us.
+            poll_io(&mut self.io, cx);
+            reply.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Whether the connection is good for another request, as far as can be told.
+    pub fn poll_reusable(&mut self, cx: &mut Context<'_>) -> bool {
+        poll_io(&mut self.io, cx);
+        self.io.is_some() && self.sender.is_ready()
+    }
+
+    /// The next piece of a reply that came over this connection.
+    pub fn poll_piece(
+        &mut self,
+        reply: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        // Asking first tells the connection that we want a piece, which is when it reads one.
+        if let Poll::Ready(piece) = Pin::new(&mut *reply).poll_frame(cx) {
+            return Poll::Ready(piece);
+        }
+        poll_io(&mut self.io, cx);
+        Pin::new(reply).poll_frame(cx)
+    }
+}
+
+fn poll_io(io: &mut Option<http1::Connection<TokioIo<TcpStream>, Body>>, cx: &mut Context<'_>) {
+    // What ended it is told to whoever waits for a reply or a piece of one.
+    if let Some(connection) = io
+        && Pin::new(connection).poll(cx).is_ready()
+    {
+        *io = None;
+    }
+}

@@ -1,0 +1,270 @@
+//! The way to one run of a program: its connections, kept open between events, and the rules for using them again.
+//!
+//! ```text
+//! request -> a connection used before, or a new one -> head of the reply -> ReplyBody -> back to the idle ones
+//! ```
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use super::connection::Connection;
+use super::head;
+use super::reply::ReplyBody;
+use crate::event::{Body, BodyError};
+
+/// Servers close connections that nobody uses, the common ones after 2 to 75 s. We close first, so that a request
+/// never meets a connection that is being closed.
+const IDLE_LIMIT: Duration = Duration::from_secs(1);
+
+/// A server that handles one connection at a time does not get to a new one as long as we keep another one open. When a
+/// new one has waited this long for its first reply, none is kept.
+const NEW_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Why a request got no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    #[error("can't be reached on {address}: {source}")]
+    Connect {
+        address: SocketAddr,
+        source: std::io::Error,
+        /// Untouched.
+        request: Box<Request<Body>>,
+    },
+    #[error("sent no reply within {0:?}")]
+    Timeout(Duration),
+    #[error("did not get the whole request: its body broke off: {0}")]
+    RequestBody(BodyError),
+    #[error("closed the connection without a reply")]
+    NoReply,
+    #[error("answered with something that is no HTTP/1.1 reply: {0}")]
+    NotHttp(hyper::Error),
+}
+
+impl SendError {
+    /// Whether the end of the program may be the reason.
+    pub fn is_of_the_connection(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::NoReply)
+    }
+}
+
+/// The connections to one run of a program.
+pub struct Upstream {
+    addresses: Vec<SocketAddr>,
+    /// Time to the head of a reply, and between two pieces of its body.
+    pub(super) timeout: Duration,
+    idle: Mutex<Idle>,
+    /// Events on new connections that have waited for more than [`NEW_PATIENCE`].
+    starving: AtomicUsize,
+    /// Whether the program has been seen to answer a second request on one connection.
+    persistent: AtomicBool,
+    runtime: tokio::runtime::Handle,
+}
+
+#[derive(Default)]
+struct Idle {
+    /// The one used last is the last one.
+    connections: VecDeque<(Connection, Instant)>,
+    /// Whether a task is there that closes those of which nobody has use.
+    swept: bool,
+}
+
+impl Upstream {
+    /// Must be called within a runtime. `addresses` all lead to the same program, and there is at least one.
+    pub fn new(addresses: Vec<SocketAddr>, timeout: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            addresses,
+            timeout,
+            idle: Mutex::default(),
+            starving: AtomicUsize::new(0),
+            persistent: AtomicBool::new(false),
+            runtime: tokio::runtime::Handle::current(),
+        })
+    }
+
+    /// Where the program listens.
+    pub fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    /// Gives `request`, which is one of [`head::outgoing`], to the program and waits for the head of the reply.
+    pub async fn send(self: &Arc<Self>, request: Request<Body>) -> Result<Response<Body>, SendError> {
+        match tokio::time::timeout(self.timeout, self.send_unhurried(request)).await {
+            Ok(sent) => sent,
+            Err(_) => Err(SendError::Timeout(self.timeout)),
+        }
+    }
+
+    async fn send_unhurried(self: &Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
+        // The program may be closing the connection just now. A request that may be sent twice is no worse for that;
+        // any other one waits for a proof that this program does keep connections.
+        let spare;
+        (request, spare) = spare_of(request);
+        let mut is_again = false;
+        if (spare.is_some() || self.persistent.load(Ordering::Relaxed))
+            && let Some(mut connection) = self.reuse().await
+        {
+            match connection.exchange(request).await {
+                Ok(reply) => {
+                    self.persistent.store(true, Ordering::Relaxed);
+                    return Ok(self.pass_on(connection, reply).await);
+                }
+                Err(mut error) => match error.take_message().or(spare) {
+                    Some(again) if is_closed(error.error()) => (request, is_again) = (again, true),
+                    _ => return Err(SendError::from(error.into_error())),
+                },
+            }
+        }
+        let mut connection = match Connection::open(&self.addresses).await {
+            Ok(connection) => connection,
+            // It is gone, with this request maybe: which must not be the end of its next run as well.
+            Err(_) if is_again => return Err(SendError::NoReply),
+            Err(source) => {
+                return Err(SendError::Connect {
+                    address: self.address(),
+                    source,
+                    request: Box::new(request),
+                });
+            }
+        };
+        let reply = self.exchange_first(&mut connection, request).await?;
+        Ok(self.pass_on(connection, reply).await)
+    }
+
+    /// The first exchange of a new connection.
+    async fn exchange_first(
+        &self,
+        connection: &mut Connection,
+        request: Request<Body>,
+    ) -> hyper::Result<Response<Incoming>> {
+        let mut reply = std::pin::pin!(connection.exchange(request));
+        let reply = match tokio::time::timeout(NEW_PATIENCE, &mut reply).await {
+            Ok(reply) => reply,
+            Err(_) => {
+                let _starving = Starving::new(self);
+                reply.await
+            }
+        };
+        reply.map_err(|error| error.into_error())
+    }
+
+    async fn pass_on(self: &Arc<Self>, connection: Connection, reply: Response<Incoming>) -> Response<Body> {
+        let (mut parts, incoming) = reply.into_parts();
+        head::incoming(&mut parts);
+        let body = ReplyBody::new(Arc::clone(self), connection, incoming).into_body().await;
+        Response::from_parts(parts, body)
+    }
+
+    /// A connection that was used before and is still open.
+    async fn reuse(&self) -> Option<Connection> {
+        std::future::poll_fn(|cx| {
+            while let Some(mut connection) = self.lock().take_last() {
+                if connection.poll_reusable(cx) {
+                    return Poll::Ready(Some(connection));
+                }
+            }
+            Poll::Ready(None)
+        })
+        .await
+    }
+
+    /// Takes a connection back whose reply is complete.
+    pub(super) fn release(self: &Arc<Self>, mut connection: Connection, cx: &mut Context<'_>) {
+        if self.starving.load(Ordering::Relaxed) > 0 || !connection.poll_reusable(cx) {
+            return;
+        }
+        let mut idle = self.lock();
+        idle.connections.push_back((connection, Instant::now()));
+        if !idle.swept {
+            idle.swept = true;
+            self.runtime.spawn(sweep(Arc::downgrade(self)));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Idle {
+    /// The connection used last, unless nobody has used it for too long.
+    fn take_last(&mut self) -> Option<Connection> {
+        let (connection, since) = self.connections.pop_back()?;
+        (since.elapsed() < IDLE_LIMIT).then_some(connection)
+    }
+
+    fn close_unused(&mut self) {
+        let used = |(_, since): &(Connection, Instant)| since.elapsed() < IDLE_LIMIT;
+        let kept = self.connections.iter().position(used).unwrap_or(self.connections.len());
+        self.connections.drain(..kept);
+    }
+}
+
+/// Closes connections that nobody uses any more, and ends when there are no others.
+async fn sweep(upstream: Weak<Upstream>) {
+    loop {
+        tokio::time::sleep(IDLE_LIMIT).await;
+        let Some(upstream) = upstream.upgrade() else {
+            return;
+        };
+        let mut idle = upstream.lock();
+        idle.close_unused();
+        if idle.connections.is_empty() {
+            idle.swept = false;
+            return;
+        }
+    }
+}
+
+/// While this lives no connection is kept open without use.
+struct Starving<'a>(&'a Upstream);
+
+impl<'a> Starving<'a> {
+    fn new(upstream: &'a Upstream) -> Self {
+        upstream.starving.fetch_add(1, Ordering::Relaxed);
+        upstream.lock().connections.clear();
+        Self(upstream)
+    }
+}
+
+impl Drop for Starving<'_> {
+    fn drop(&mut self) {
+        self.0.starving.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The request, and the same again if it may be sent twice (RFC 9110, section 9.2.2) and is here as a whole.
+fn spare_of(request: Request<Body>) -> (Request<Body>, Option<Request<Body>>) {
+    let (parts, body) = request.into_parts();
+    match body.try_into_bytes() {
+        Ok(bytes) if parts.method.is_idempotent() => {
+            let spare = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
+            (Request::from_parts(parts, Body::from(bytes)), Some(spare))
+        }
+        Ok(bytes) => (Request::from_parts(parts, Body::from(bytes)), None),
+        Err(body) => (Request::from_parts(parts, body), None),
+    }
+}
+
+/// Whether the connection was closed before anything came back.
+fn is_closed(error: &hyper::Error) -> bool {
+    !error.is_parse() && !error.is_user()
+}
+
+impl From<hyper::Error> for SendError {
+    fn from(error: hyper::Error) -> Self {
+        if error.is_user() {
+            Self::RequestBody(error.into())
+        } else if error.is_parse() {
+            Self::NotHttp(error)
+        } else {
+            Self::NoReply
+        }
+    }
+}

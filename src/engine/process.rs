@@ -1,0 +1,524 @@
+//! A native program as the kernel sees it: started in a session of its own, watched, and ended with all that it
+//! started. Both the executables and the workers of the languages are such processes; what they say to us and how is
+//! their engines' matter.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
+
+use super::Settings;
+use super::output::{self, Tail};
+use crate::program::Component;
+
+/// How long the last output of a program that has ended may take to arrive. It is in the pipe already, unless a child
+/// that left the session still holds the other end.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Another thread that forks at the wrong moment holds a file that we have just written open for writing, for as long
+/// as its child takes to call execve(2): ETXTBSY, which is over in microseconds.
+const TEXT_BUSY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What to start, and with what.
+#[derive(Debug)]
+pub struct Launch {
+    /// The component's name, for the log.
+    pub component: String,
+    pub program: PathBuf,
+    pub arguments: Vec<OsString>,
+    /// Working directory.
+    pub directory: PathBuf,
+    /// The whole environment: nothing of ours gets to the program beside it.
+    pub environment: Vec<(String, String)>,
+    /// A descriptor that the program gets under the same number that it has here; tell it with an argument or a
+    /// variable. Every other one of ours is closed.
+    pub channel: Option<OwnedFd>,
+}
+
+/// A program that was started. Dropping it kills it and all that it started.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    /// The session and the process group that the program leads: its own process id.
+    leader: Pid,
+    tail: Tail,
+    ended: Option<Exit>,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit(ExitStatus);
+
+/// The environment of `component`: that of every program, then its own.
+pub fn environment(component: &Component, settings: &Settings) -> Vec<(String, String)> {
+    let mut environment = base_environment(settings);
+    let own = component.environment.iter();
+    environment.extend(own.map(|(name, value)| (name.clone(), value.clone())));
+    environment
+}
+
+/// The environment of every program: the basics that it may count on, then what the machine names.
+pub fn base_environment(settings: &Settings) -> Vec<(String, String)> {
+    let inherited = |name: &str, default: &str| {
+        let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+        (name.to_owned(), value.unwrap_or_else(|| default.to_owned()))
+    };
+    let mut environment = vec![
+        inherited("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        inherited("HOME", "/root"),
+        inherited("LANG", "C.UTF-8"),
+    ];
+    environment.extend(settings.environment.iter().cloned());
+    environment
+}
+
+impl Launch {
+    /// Starts the program: in its own session, stdin empty, stdout and stderr to the log, to be killed by the kernel
+    /// if this process dies first.
+    ///
+    /// # Errors
+    /// Those of fork(2), chdir(2) and execve(2).
+    pub async fn start(self) -> io::Result<Process> {
+        let patience = Instant::now() + TEXT_BUSY_PATIENCE;
+        let mut launch = self;
+        loop {
+            // The kernel sends PR_SET_PDEATHSIG's signal when the *thread* that forked ends, not the process
+            // (prctl(2)), and the runtime's threads come and go. So all children are born on one that stays.
+            let (back, started) = on_lasting_thread(move || {
+                let started = launch.spawn();
+                (launch, started)
+            })?
+            .await
+            .map_err(|_| io::Error::other("the thread that starts programs is gone"))?;
+            launch = back;
+            match started {
+                Err(error) if error.raw_os_error() == Some(Errno::ETXTBSY as i32) && Instant::now() < patience => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                started => return started,
+            }
+        }
+    }
+
+    fn spawn(&self) -> io::Result<Process> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .current_dir(&self.directory)
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let parent = nix::unistd::getpid();
+        let channel = self.channel.as_ref().map(AsRawFd::as_raw_fd);
+        let prepare = move || {
+            nix::unistd::setsid()?;
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if nix::unistd::getppid() != parent {
+                // We died between fork and prctl: nobody would ever send that signal.
+                return Err(Errno::ESRCH.into());
+            }
+            close_on_exec_from(3);
+            if let Some(channel) = channel {
+                // SAFETY: `self.channel` owns the descriptor and outlives the call of `spawn` below, and the child
+                // has a copy of our descriptor table, so that the number is open here.
+                #[allow(unsafe_code)]
+                let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(channel) };
+                fcntl(channel, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec of a process with threads only async-signal-safe functions may run
+        // (signal-safety(7)): `prepare` makes system calls and neither allocates nor takes a lock.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(prepare)
+        };
+        let mut child = command.spawn()?;
+        let leader = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .map(Pid::from_raw)
+            .ok_or_else(|| io::Error::other("the program ended before it could be watched"))?;
+        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+            return Err(io::Error::other("the program's output is not piped"));
+        };
+        let tail = output::follow(&self.component, stdout, stderr);
+        Ok(Process {
+            child,
+            leader,
+            tail,
+            ended: None,
+        })
+    }
+}
+
+impl Process {
+    /// The program's process id, which also is the id of its session and its process group.
+    pub fn leader(&self) -> Pid {
+        self.leader
+    }
+
+    /// The program's last lines.
+    pub fn tail(&self) -> &Tail {
+        &self.tail
+    }
+
+    /// Waits for the program's end. Whatever it started and left behind in its session is killed then. May be dropped
+    /// and called again.
+    ///
+    /// # Errors
+    /// Those of waitpid(2): somebody else has reaped the child.
+    pub async fn ended(&mut self) -> io::Result<Exit> {
+        if let Some(exit) = self.ended {
+            return Ok(exit);
+        }
+        let exit = Exit(self.child.wait().await?);
+        self.ended = Some(exit);
+        // The leader's id is free from here on, but as long as any process is in the group or the session the kernel
+        // gives it to nobody else; and if none is, ids being handed out in a circle, nobody has it yet.
+        kill_session(self.leader);
+        Ok(exit)
+    }
+
+    /// The last lines, once the program has ended: waits for those still in the pipe.
+    pub async fn last_words(&self) -> String {
+        self.tail.text_at_end(LAST_WORDS).await
+    }
+
+    /// Sends `signal` to the program and its process group.
+    pub fn signal(&self, signal: Signal) {
+        if self.ended.is_none() {
+            // ESRCH, the only error possible towards our own child, means that there is nobody to tell.
+            let _ = killpg(self.leader, signal);
+        }
+    }
+
+    /// Ends the program: SIGTERM to its group, and SIGKILL to all that is left of its session after `grace`.
+    ///
+    /// # Errors
+    /// As [`Process::ended`].
+    pub async fn stop(&mut self, grace: Duration) -> io::Result<Exit> {
+        let deadline = tokio::time::Instant::now() + grace;
+        self.signal(Signal::SIGTERM);
+        let leader_ended = async {
+            self.child.wait().await?;
+            // A shell that is told to end does so at once and leaves the server that it started to its own shutdown.
+            let mut pause = Duration::from_millis(1);
+            while !members(self.leader).is_empty() {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+            Ok(())
+        };
+        if let Ok(Err(error)) = tokio::time::timeout_at(deadline, leader_ended).await {
+            return Err(error);
+        }
+        kill_session(self.leader);
+        self.ended().await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            kill_session(self.leader);
+        }
+    }
+}
+
+impl Exit {
+    /// Whether the program ended of itself and with status 0.
+    pub fn success(self) -> bool {
+        self.0.success()
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.0.code(), self.0.signal()) {
+            (Some(code), _) => write!(f, "exited with status {code}"),
+            (None, Some(number)) => match Signal::try_from(number) {
+                Ok(signal) => write!(f, "was killed by {signal}"),
+                Err(_) => write!(f, "was killed by signal {number}"),
+            },
+            (None, None) => write!(f, "ended ({})", self.0),
+        }
+    }
+}
+
+/// Marks every descriptor from `first` on to be closed by execve(2): ours are anyway, but those that we were started
+/// with ourselves may not be. Linux before 5.11 can't (close_range(2)); there they stay as they are.
+fn close_on_exec_from(first: nix::libc::c_uint) {
+    // SAFETY: only flags of descriptors change, and only in a child that is about to call execve(2).
+    #[allow(unsafe_code)]
+    unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_close_range,
+            first,
+            nix::libc::c_uint::MAX,
+            nix::libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+}
+
+/// Kills what is in the session that `leader` leads or led.
+fn kill_session(leader: Pid) {
+    // One system call for the usual case; then those that have process groups of their own.
+    let _ = killpg(leader, Signal::SIGKILL);
+    for process in members(leader) {
+        let _ = kill(process, Signal::SIGKILL);
+    }
+}
+
+/// The living processes of the session that `leader` leads or led, and what those started in sessions of their own.
+/// One that is dead and not yet reaped is none; one that left the session and whose parent has ended can't be told.
+pub fn members(leader: Pid) -> Vec<Pid> {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let (mut members, mut others): (Vec<_>, Vec<_>) = processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|id: i32| Kin::parse(id, &std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?))
+        .partition(|process| process.session == leader.as_raw());
+    let mut seen = 0;
+    while let Some(parent) = members.get(seen).map(|member| member.id) {
+        members.extend(others.extract_if(.., |other| other.parent == parent));
+        seen += 1;
+    }
+    members.into_iter().map(|member| Pid::from_raw(member.id)).collect()
+}
+
+/// Whom a living process belongs to, by `/proc/<pid>/stat` (proc_pid_stat(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Kin {
+    id: i32,
+    parent: i32,
+    session: i32,
+}
+
+impl Kin {
+    fn parse(id: i32, stat: &str) -> Option<Self> {
+        // "12 (a name) of (any kind)) S 1 12 12 ...": state, parent, process group, session.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let mut fields = fields.split(' ');
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        Some(Self {
+            id,
+            parent: fields.next()?.parse().ok()?,
+            session: fields.nth(1)?.parse().ok()?,
+        })
+    }
+}
+
+/// Work for the thread that all children are born on.
+type Birth = Box<dyn FnOnce() + Send>;
+
+/// Has `work` done on a thread that lives as long as the process does, inside the caller's runtime.
+fn on_lasting_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
+    static THREAD: OnceLock<mpsc::Sender<Birth>> = OnceLock::new();
+    let thread = match THREAD.get() {
+        Some(thread) => thread,
+        None => {
+            let (sender, births) = mpsc::channel::<Birth>();
+            std::thread::Builder::new()
+                .name("starts programs".to_owned())
+                .spawn(move || births.into_iter().for_each(|birth| birth()))?;
+            // Of two that come at the same time one wins; the other's thread ends, having done nothing.
+            THREAD.get_or_init(|| sender)
+        }
+    };
+    let (done, result) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let birth = Box::new(move || {
+        let _runtime = runtime.enter();
+        // Nobody waits any more if this fails: what was started is dropped and thereby killed.
+        let _ = done.send(work());
+    });
+    thread
+        .send(birth)
+        .map_err(|_| io::Error::other("the thread that starts programs is gone"))?;
+    Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    const SECONDS: Duration = Duration::from_secs(10);
+
+    fn shell(script: &str) -> Launch {
+        Launch {
+            component: "test".to_owned(),
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            directory: "/".into(),
+            environment: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
+            channel: None,
+        }
+    }
+
+    /// Waits until `done`, looking again and again: for what the kernel tells nobody of.
+    async fn until(what: &str, done: impl Fn() -> bool) {
+        let looking = async {
+            while !done() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(SECONDS, looking)
+            .await
+            .unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    }
+
+    #[tokio::test]
+    async fn tells_status_and_last_words() {
+        let mut process = shell("echo out; echo sorry >&2; exit 3").start().await.unwrap();
+        let exit = process.ended().await.unwrap();
+        assert_eq!(exit.to_string(), "exited with status 3");
+        assert_eq!(process.last_words().await, "sorry");
+        assert_eq!(process.ended().await.unwrap(), exit);
+    }
+
+    #[tokio::test]
+    async fn tells_the_signal() {
+        let mut process = shell("kill -SEGV $$").start().await.unwrap();
+        assert_eq!(process.ended().await.unwrap().to_string(), "was killed by SIGSEGV");
+    }
+
+    #[tokio::test]
+    async fn gives_only_the_environment_named() {
+        let mut process = shell("env >&2").start().await.unwrap();
+        process.ended().await.unwrap();
+        let mut names: Vec<String> = process
+            .last_words()
+            .await
+            .lines()
+            .filter_map(|line| Some(line.split_once('=')?.0.to_owned()))
+            .collect();
+        names.retain(|name| name != "PWD" && name != "_" && name != "SHLVL");
+        assert_eq!(names, ["PATH"]);
+    }
+
+    #[tokio::test]
+    async fn is_in_its_own_session() {
+        let process = shell("sleep 100").start().await.unwrap();
+        assert_eq!(nix::unistd::getsid(Some(process.leader())).unwrap(), process.leader());
+    }
+
+    #[tokio::test]
+    async fn kills_what_the_program_leaves_behind() {
+        let mut process = shell("sleep 100 & sleep 100 & exit 0").start().await.unwrap();
+        assert!(process.ended().await.unwrap().success());
+        until("the sleeps are gone", || members(process.leader()).is_empty()).await;
+    }
+
+    #[tokio::test]
+    async fn stops_gently() {
+        let mut process = shell("trap 'echo bye >&2; exit 7' TERM; echo up; while :; do sleep 0.01; done")
+            .start()
+            .await
+            .unwrap();
+        until("the trap is set", || process.tail().text() == "up").await;
+        let exit = process.stop(SECONDS).await.unwrap();
+        assert_eq!(exit.to_string(), "exited with status 7");
+        assert_eq!(process.last_words().await.lines().last(), Some("bye"));
+    }
+
+    #[tokio::test]
+    async fn waits_for_the_children_of_a_shell() {
+        let server = "trap 'sleep 0.1; echo saved >&2; exit' TERM; echo up; while :; do sleep 0.01; done";
+        let mut process = shell(&format!("sh -c \"{server}\" & wait")).start().await.unwrap();
+        until("the trap is set", || process.tail().text() == "up").await;
+        process.stop(SECONDS).await.unwrap();
+        assert_eq!(process.last_words().await.lines().last(), Some("saved"));
+    }
+
+    #[tokio::test]
+    async fn kills_what_does_not_stop() {
+        let mut process = shell("trap '' TERM; echo up; while :; do sleep 0.01; done")
+            .start()
+            .await
+            .unwrap();
+        until("the trap is set", || process.tail().text() == "up").await;
+        let exit = process.stop(Duration::from_millis(50)).await.unwrap();
+        assert_eq!(exit.to_string(), "was killed by SIGKILL");
+        until("all are gone", || members(process.leader()).is_empty()).await;
+    }
+
+    #[tokio::test]
+    async fn drop_kills() {
+        let process = shell("sleep 100 & sleep 100").start().await.unwrap();
+        let leader = process.leader();
+        drop(process);
+        until("all are gone", || members(leader).is_empty()).await;
+    }
+
+    #[tokio::test]
+    async fn hands_down_the_channel_alone() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let number = theirs.as_raw_fd();
+        // Not in sh, which knows descriptors of one digit only.
+        let mut launch = shell(&format!(
+            "exec python3 -c 'import os; os.write({number}, b\"hello\"); os.system(\"ls -l /proc/self/fd >&2\")'"
+        ));
+        launch.channel = Some(theirs.into());
+        let mut process = launch.start().await.unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut ours = tokio::net::UnixStream::from_std(ours).unwrap();
+        let mut said = String::new();
+        tokio::time::timeout(SECONDS, ours.read_to_string(&mut said))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(said, "hello");
+        process.ended().await.unwrap();
+        let words = process.last_words().await;
+        // 0, 1, 2, the channel, and the one that `ls` reads the directory with.
+        assert_eq!(words.lines().filter(|line| line.contains("->")).count(), 5, "{words}");
+    }
+
+    #[tokio::test]
+    async fn says_what_cannot_be_started() {
+        let mut launch = shell("");
+        launch.program = "/nowhere/at/all".into();
+        assert_eq!(launch.start().await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn knows_children_in_other_sessions() {
+        let process = shell("setsid sleep 100 & wait").start().await.unwrap();
+        until("both are there", || members(process.leader()).len() == 2).await;
+        let all = members(process.leader());
+        drop(process);
+        until("both are gone", || all.iter().all(|id| !members(*id).contains(id))).await;
+    }
+
+    #[test]
+    fn reads_the_session() {
+        let kin = Kin {
+            id: 7,
+            parent: 1,
+            session: 6,
+        };
+        assert_eq!(Kin::parse(7, "7 (a) b) S) S 1 5 6 0 -1"), Some(kin));
+        assert_eq!(Kin::parse(7, "7 (sh) Z 1 5 6 0 -1"), None);
+        assert_eq!(Kin::parse(7, ""), None);
+    }
+}

@@ -1,0 +1,146 @@
+//! Python's own marshal format, as far as heads of requests and replies need it.
+//!
+//! The interpreter decodes it in C in one call, where any format of ours would cost it a loop of bytecode. Only type
+//! codes that every CPython since 3.4 reads are written, and only those that version 2 of the format has are read
+//! back. Format: CPython's `Python/marshal.c`.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+pub fn none(out: &mut BytesMut) {
+    out.put_u8(b'N');
+}
+
+pub fn number(out: &mut BytesMut, value: u16) {
+    out.put_u8(b'i');
+    out.put_i32_le(value.into());
+}
+
+pub fn binary(out: &mut BytesMut, value: &[u8]) {
+    out.put_u8(b's');
+    out.put_u32_le(value.len() as u32);
+    out.put_slice(value);
+}
+
+pub fn text(out: &mut BytesMut, value: &str) {
+    if value.len() < 256 && value.is_ascii() {
+        out.put_u8(b'z');
+        out.put_u8(value.len() as u8);
+    } else {
+        out.put_u8(b'u');
+        out.put_u32_le(value.len() as u32);
+    }
+    out.put_slice(value.as_bytes());
+}
+
+/// Begins a tuple; its elements follow.
+pub fn tuple(out: &mut BytesMut, length: u8) {
+    out.put_u8(b')');
+    out.put_u8(length);
+}
+
+/// Begins a list; its elements follow.
+pub fn list(out: &mut BytesMut, length: usize) {
+    out.put_u8(b'[');
+    out.put_u32_le(length as u32);
+}
+
+/// Reads what a worker wrote. Nothing is copied: binaries are slices of the frame.
+pub struct Reader(Bytes);
+
+/// What was expected, and what stands there.
+pub type Unexpected = String;
+
+impl Reader {
+    pub fn new(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
+    /// A tuple's or a list's length.
+    pub fn sequence(&mut self) -> Result<usize, Unexpected> {
+        match self.code()? {
+            b'(' | b'[' => self.length(),
+            other => Err(expected("a list or tuple", other)),
+        }
+    }
+
+    pub fn number(&mut self) -> Result<i32, Unexpected> {
+        match self.code()? {
+            b'i' if self.0.len() >= 4 => Ok(self.0.get_i32_le()),
+            other => Err(expected("an int", other)),
+        }
+    }
+
+    pub fn binary(&mut self) -> Result<Bytes, Unexpected> {
+        match self.code()? {
+            b's' => {
+                let length = self.length()?;
+                Ok(self.0.split_to(length))
+            }
+            other => Err(expected("bytes", other)),
+        }
+    }
+
+    fn code(&mut self) -> Result<u8, Unexpected> {
+        if self.0.is_empty() {
+            return Err("the value ends too early".to_owned());
+        }
+        Ok(self.0.get_u8())
+    }
+
+    /// A length that the bytes left can hold: each element has one byte at least.
+    fn length(&mut self) -> Result<usize, Unexpected> {
+        if self.0.len() < 4 {
+            return Err("the value ends too early".to_owned());
+        }
+        let length = self.0.get_u32_le() as usize;
+        if length > self.0.len() {
+            return Err(format!("a length of {length}, where {} bytes are left", self.0.len()));
+        }
+        Ok(length)
+    }
+}
+
+fn expected(what: &str, code: u8) -> Unexpected {
+    let found = match code {
+        b's' => "bytes",
+        b'u' | b't' | b'z' | b'a' => "a str",
+        b'i' | b'l' => "an int",
+        b'(' | b'[' | b')' => "a sequence",
+        b'N' => "None",
+        b'T' | b'F' => "a bool",
+        _ => "another object",
+    };
+    format!("{found} where {what} belongs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_version_2_writes() {
+        // marshal.dumps((200, [[b"a", b"b"]], b"body"), 2)
+        let bytes = b"(\x03\0\0\0i\xc8\0\0\0[\x01\0\0\0[\x02\0\0\0s\x01\0\0\0as\x01\0\0\0bs\x04\0\0\0body";
+        let mut reader = Reader::new(Bytes::from_static(bytes));
+        assert_eq!(reader.sequence(), Ok(3));
+        assert_eq!(reader.number(), Ok(200));
+        assert_eq!((reader.sequence(), reader.sequence()), (Ok(1), Ok(2)));
+        assert_eq!(
+            (reader.binary().unwrap(), reader.binary().unwrap()),
+            ("a".into(), "b".into())
+        );
+        assert_eq!(reader.binary().unwrap(), "body");
+        assert!(reader.number().is_err());
+    }
+
+    #[test]
+    fn says_what_stands_where_something_else_belongs() {
+        let mut reader = Reader::new(Bytes::from_static(b"u\x01\0\0\0a"));
+        assert_eq!(reader.binary(), Err("a str where bytes belongs".to_owned()));
+        let mut reader = Reader::new(Bytes::from_static(b"s\xff\xff\xff\x7fa"));
+        assert_eq!(
+            reader.binary(),
+            Err("a length of 2147483647, where 1 bytes are left".to_owned())
+        );
+    }
+}

@@ -1,0 +1,75 @@
+//! What Wasmtime says of a guest that ended badly, in the words of the one who wrote the guest.
+
+use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
+use wasmtime_wasi::I32Exit;
+
+use super::limits::Refused;
+use super::log::Log;
+use crate::event::{Failure, FailureKind};
+
+/// The guest's way out: `Ok` where it called `exit(0)`, else what is wrong.
+pub(super) fn ended(error: &wasmtime::Error, log: &Log, refused: Option<Refused>) -> Result<(), Failure> {
+    if let Some(I32Exit(code)) = error.downcast_ref() {
+        return match code {
+            0 => Ok(()),
+            code => Err(exited(*code, log)),
+        };
+    }
+    if error.is::<PoolConcurrencyLimitError>() {
+        return Err(Failure::new(
+            FailureKind::Unavailable,
+            format!(
+                "no place for another Wasm instance ({}); try again later",
+                error.root_cause()
+            ),
+        ));
+    }
+    let mut message = match error.downcast_ref::<Trap>() {
+        Some(trap) => format!("the guest trapped: {trap}"),
+        None => format!("the guest failed: {}", error.root_cause()),
+    };
+    if let Some(refused) = refused {
+        message.push_str(&format!("; before that, {refused}"));
+    }
+    let backtrace = error.downcast_ref::<WasmBacktrace>().map(ToString::to_string);
+    Err(with_account(
+        Failure::new(FailureKind::Program, message),
+        log,
+        backtrace,
+    ))
+}
+
+/// An exit status that is not 0.
+pub(super) fn exited(code: i32, log: &Log) -> Failure {
+    let tail = log.tail();
+    let last = tail.lines().last();
+    let message = match last {
+        Some(last) => format!("the guest exited with status {code}; its last line on stderr: {last}"),
+        None => format!("the guest exited with status {code} and wrote nothing to stderr"),
+    };
+    with_account(Failure::new(FailureKind::Program, message), log, None)
+}
+
+/// A guest that ended well and broke its interface all the same.
+pub(super) fn broke_interface(message: impl Into<String>, log: &Log) -> Failure {
+    with_account(Failure::new(FailureKind::Program, message), log, None)
+}
+
+/// Adds what the guest said itself: its last lines on stderr, and where it was.
+fn with_account(failure: Failure, log: &Log, backtrace: Option<String>) -> Failure {
+    let tail = Some(log.tail()).filter(|tail| !tail.is_empty());
+    let account = match (tail, backtrace) {
+        (None, None) => return failure,
+        (Some(one), None) | (None, Some(one)) => one,
+        (Some(tail), Some(backtrace)) => format!("{tail}\n{backtrace}"),
+    };
+    failure.with_traceback(account)
+}
+
+/// A request that `wasi:http` has no form for.
+pub(super) fn bad_request(error: &wasmtime::Error) -> Failure {
+    Failure::new(
+        FailureKind::BadEvent,
+        format!("the request can't be given to a guest: {error:#}"),
+    )
+}

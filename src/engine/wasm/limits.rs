@@ -1,0 +1,174 @@
+//! How much memory guests may have: each for itself, and all of them together.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use wasmtime::ResourceLimiter;
+
+/// The most that one guest's linear memories may hold, in bytes, on a machine that has the memory.
+const PER_GUEST: usize = 256 << 20;
+/// The most elements of one table; a large program has some ten thousand functions.
+const TABLE_ELEMENTS: usize = 1 << 20;
+/// A Wasm page.
+const PAGE: usize = 64 << 10;
+
+/// Linear memory of all guests of the process together.
+#[derive(Debug)]
+pub(super) struct Budget {
+    per_guest: usize,
+    total: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// Half of a machine's `memory` for one guest at most, three quarters for all: a guest must not be able to make
+    /// the kernel kill PID 1. `memory` is in bytes.
+    pub(super) fn of_machine(memory: usize) -> Self {
+        Self {
+            per_guest: (memory / 2 / PAGE * PAGE).clamp(PAGE, PER_GUEST),
+            total: memory / 4 * 3,
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    /// The most that one guest may have, in bytes; a multiple of a Wasm page.
+    pub(super) fn per_guest(&self) -> usize {
+        self.per_guest
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before.checked_add(bytes).is_some_and(|used| used <= self.total);
+        if !fits {
+            self.give_back(bytes);
+        }
+        fits
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The part of a store's data that keeps its guest within its limits.
+pub(super) trait HasLimits {
+    fn limits(&mut self) -> &mut Limits;
+}
+
+/// The memory of one guest.
+#[derive(Debug)]
+pub(super) struct Limits {
+    budget: &'static Budget,
+    held: usize,
+    last_growth: usize,
+    refused: Option<Refused>,
+}
+
+/// Why a guest got no more memory; it is not told, so this may explain why it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("it asked for {} MiB of memory; a guest may have {} MiB", asked >> 20, limit >> 20)]
+    Guest { asked: usize, limit: usize },
+    #[error("it asked for {} MiB of memory, and the guests of this machine have all that they may have, {} MiB", asked >> 20, total >> 20)]
+    Machine { asked: usize, total: usize },
+}
+
+impl Limits {
+    pub(super) fn new(budget: &'static Budget) -> Self {
+        Self {
+            budget,
+            held: 0,
+            last_growth: 0,
+            refused: None,
+        }
+    }
+
+    /// The last request for memory that was refused.
+    pub(super) fn refused(&self) -> Option<Refused> {
+        self.refused
+    }
+}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let growth = desired.saturating_sub(current);
+        self.last_growth = 0;
+        let asked = self.held.saturating_add(growth);
+        let limit = self.budget.per_guest;
+        if asked > limit {
+            self.refused = Some(Refused::Guest { asked, limit });
+            return Ok(false);
+        }
+        if !self.budget.take(growth) {
+            let total = self.budget.total;
+            self.refused = Some(Refused::Machine { asked, total });
+            return Ok(false);
+        }
+        self.held = asked;
+        self.last_growth = growth;
+        Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        // Also called when `memory_growing` said no; then there is nothing to give back.
+        let growth = std::mem::take(&mut self.last_growth);
+        self.held -= growth;
+        self.budget.give_back(growth);
+        Ok(())
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= TABLE_ELEMENTS)
+    }
+}
+
+impl Drop for Limits {
+    fn drop(&mut self) {
+        self.budget.give_back(self.held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(memory: usize) -> &'static Budget {
+        Box::leak(Box::new(Budget::of_machine(memory)))
+    }
+
+    #[test]
+    fn a_guest_gets_no_more_than_its_limit() {
+        let budget = budget(1 << 20);
+        let mut limits = Limits::new(budget);
+        assert!(limits.memory_growing(0, 448 << 10, None).unwrap());
+        assert!(!limits.memory_growing(448 << 10, 576 << 10, None).unwrap());
+        let refused = limits.refused().unwrap();
+        assert_eq!(
+            refused,
+            Refused::Guest {
+                asked: 576 << 10,
+                limit: 512 << 10
+            }
+        );
+    }
+
+    #[test]
+    fn all_guests_share_the_machines_memory_and_give_it_back() {
+        let budget = budget(1 << 20);
+        let mut first = Limits::new(budget);
+        let mut second = Limits::new(budget);
+        assert!(first.memory_growing(0, 512 << 10, None).unwrap());
+        assert!(!second.memory_growing(0, 512 << 10, None).unwrap());
+        assert!(matches!(second.refused(), Some(Refused::Machine { .. })));
+        drop(first);
+        assert!(second.memory_growing(0, 512 << 10, None).unwrap());
+        second.memory_grow_failed(wasmtime::format_err!("no room")).unwrap();
+        drop(second);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_small_machine_gives_its_guests_half() {
+        assert_eq!(budget(128 << 20).per_guest(), 64 << 20);
+        assert_eq!(budget(64 << 30).per_guest(), PER_GUEST);
+    }
+}

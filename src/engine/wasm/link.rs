@@ -1,0 +1,213 @@
+//! From compiled code to a guest that can be instantiated: what it exports says how it is run, what it imports has to
+//! be what we offer. All that can be known before the first event is found out here.
+
+use wasmtime::component::{Component, Linker as ComponentLinker};
+use wasmtime::{Linker, Module};
+use wasmtime_wasi::p1;
+use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+use super::command::Command;
+use super::host::{ComponentHost, ModuleHost, grants};
+use super::limits::Limits;
+use super::load::Code;
+use super::log::Log;
+use super::runtime::Runtime;
+use crate::engine::StartError;
+use crate::event::Context;
+
+/// A program that is ready to be instantiated.
+pub(super) struct Linked {
+    /// How it takes HTTP requests by `wasi:http`, if it does.
+    pub(super) proxy: Option<ProxyPre<ComponentHost>>,
+    /// How it is run as a command, if it is one.
+    pub(super) command: Option<Command>,
+    /// Places that one instance takes in the runtime.
+    pub(super) memories: u32,
+    /// "a component for wasi:http/proxy 0.2".
+    pub(super) description: &'static str,
+}
+
+/// Interfaces of WASI 0.2 that a component may import.
+const OFFERED: [&str; 29] = [
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:http/outgoing-handler",
+    "wasi:http/types",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/instance-network",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/network",
+    "wasi:sockets/tcp",
+    "wasi:sockets/tcp-create-socket",
+    "wasi:sockets/udp",
+    "wasi:sockets/udp-create-socket",
+];
+
+/// Links `code`, the program that errors call `name`.
+///
+/// # Errors
+/// Which imports are missing and what to do about them, or what is exported in place of what can be run.
+pub(super) fn link(runtime: &'static Runtime, code: &Code, name: &str) -> Result<Linked, StartError> {
+    match code {
+        Code::Module(module) => link_module(runtime, module, name),
+        Code::Component(component) => link_component(runtime, component, name),
+    }
+}
+
+fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result<Linked, StartError> {
+    let Some(start) = module.get_export_index("_start") else {
+        let exports = module.exports().map(|export| export.name().to_owned()).collect();
+        return Err(nothing_to_run(name, "module", exports));
+    };
+    let failed = |error: wasmtime::Error| StartError::new(format!("{name} can't be linked: {error:#}"));
+    let mut linker = Linker::new(&runtime.engine);
+    p1::add_to_linker_async(&mut linker, |host: &mut ModuleHost| &mut host.wasi).map_err(failed)?;
+
+    let log = Log::new(&name.into(), Context::next().id, "stderr");
+    let mut store = runtime.store(ModuleHost {
+        wasi: grants(&[], None, log.clone(), log).build_p1(),
+        limits: Limits::new(&runtime.budget),
+    });
+    let missing: Vec<String> = module
+        .imports()
+        .filter(|import| linker.get_by_import(&mut store, import).is_none())
+        .map(|import| format!("{}.{}", import.module(), import.name()))
+        .collect();
+    if !missing.is_empty() {
+        return Err(missing_imports(name, &missing));
+    }
+    let pre = linker.instantiate_pre(module).map_err(failed)?;
+    Ok(Linked {
+        proxy: None,
+        command: Some(Command::Module { pre, start }),
+        memories: module.resources_required().num_memories,
+        description: "a WASI 0.1 module, run by the CGI convention",
+    })
+}
+
+fn link_component(runtime: &'static Runtime, component: &Component, name: &str) -> Result<Linked, StartError> {
+    let engine = &runtime.engine;
+    let ty = component.component_type();
+    let exports: Vec<String> = ty.exports(engine).map(|(export, _)| export.to_owned()).collect();
+    let exports_one = |interface: &str| exports.iter().any(|export| without_version(export) == interface);
+    let (proxy, command) = (exports_one("wasi:http/incoming-handler"), exports_one("wasi:cli/run"));
+    if !proxy && !command {
+        return Err(nothing_to_run(name, "component", exports));
+    }
+
+    let missing: Vec<String> = ty
+        .imports(engine)
+        .map(|(import, _)| import)
+        .filter(|import| !import.contains("@0.2.") || OFFERED.binary_search(&without_version(import)).is_err())
+        .map(str::to_owned)
+        .collect();
+    if !missing.is_empty() {
+        return Err(missing_imports(name, &missing));
+    }
+    let failed = |error: wasmtime::Error| StartError::new(format!("{name} can't be linked: {error:#}"));
+    let mut linker = ComponentLinker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(failed)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(failed)?;
+    let pre = linker.instantiate_pre(component).map_err(failed)?;
+    Ok(Linked {
+        proxy: proxy.then(|| ProxyPre::new(pre.clone())).transpose().map_err(failed)?,
+        command: command
+            .then(|| CommandPre::new(pre).map(Command::Component))
+            .transpose()
+            .map_err(failed)?,
+        memories: component
+            .resources_required()
+            .map_or(4, |resources| resources.num_memories),
+        description: match (proxy, command) {
+            (true, true) => "a component for wasi:http/proxy 0.2 that takes messages by wasi:cli/run",
+            (true, false) => "a component for wasi:http/proxy 0.2",
+            (false, _) => "a component for wasi:cli/command 0.2, run by the CGI convention",
+        },
+    })
+}
+
+fn without_version(interface: &str) -> &str {
+    interface.split_once('@').map_or(interface, |(name, _)| name)
+}
+
+fn nothing_to_run(name: &str, kind: &str, exports: Vec<String>) -> StartError {
+    let found = if exports.is_empty() {
+        "nothing".to_owned()
+    } else {
+        exports
+            .iter()
+            .map(|export| format!("`{export}`"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let hint = if exports.iter().any(|export| export.contains("@0.3")) {
+        "; build it for WASI 0.2"
+    } else if exports.iter().any(|export| export == "_initialize") {
+        "; it is built as a library (reactor), build it as a program with a `main`"
+    } else {
+        ""
+    };
+    StartError::new(format!(
+        "{name} is a {kind} that can't be run: it exports {found}, and neither `wasi:http/incoming-handler` 0.2 (an HTTP component) nor `wasi:cli/run` 0.2 (a command component) nor `_start` (a WASI 0.1 program){hint}"
+    ))
+}
+
+fn missing_imports(name: &str, missing: &[String]) -> StartError {
+    let list = missing
+        .iter()
+        .map(|import| format!("`{import}`"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let hints: Vec<&str> = [
+        ("gojs.", "build it with GOOS=wasip1 (GOOS=js is for browsers)"),
+        ("go.", "build it with GOOS=wasip1 (GOOS=js is for browsers)"),
+        (
+            "wbg.",
+            "build it for wasm32-wasip1 or wasm32-wasip2 (wasm-bindgen is for browsers)",
+        ),
+        (
+            "__wbindgen",
+            "build it for wasm32-wasip1 or wasm32-wasip2 (wasm-bindgen is for browsers)",
+        ),
+        (
+            "env.",
+            "link it with wasi-libc and without undefined symbols (Emscripten: -sSTANDALONE_WASM)",
+        ),
+        (
+            "wasi_unstable.",
+            "build it with a newer WASI SDK, for wasi_snapshot_preview1",
+        ),
+        ("wasi_snapshot_preview1.", "WASI 0.1 has no such function"),
+        (
+            "wasi:",
+            "build it for WASI 0.2, with the interfaces of wasi:http/proxy or wasi:cli/command",
+        ),
+    ]
+    .into_iter()
+    .filter(|(prefix, _)| missing.iter().any(|import| import.starts_with(prefix)))
+    .map(|(_, hint)| hint)
+    .collect();
+    let hint = match hints.as_slice() {
+        [] => "compose it with a component that exports them, or build it without them".to_owned(),
+        hints => hints.join("; "),
+    };
+    StartError::new(format!("{name} imports what is not offered here: {list}; {hint}"))
+}

@@ -1,0 +1,242 @@
+//! From a file to compiled code: what is in the file, compiled, or taken from the cache, or compiled already.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use wasmtime::component::Component;
+use wasmtime::{Engine, Module, Precompiled};
+
+use super::cache::{Cache, Key};
+use crate::engine::StartError;
+
+/// The largest file that is tried, in bytes; compiling takes some fifty times as much memory.
+const FILE_LIMIT: u64 = 512 << 20;
+
+/// Compiled code.
+pub(super) enum Code {
+    Module(Module),
+    Component(Component),
+}
+
+/// What the first bytes of a file say it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// A core module: `\0asm`, version 1.
+    Module,
+    /// A component: `\0asm`, version 13, layer 1.
+    Component,
+    /// Machine code that Wasmtime made from a module or a component: an ELF file.
+    Elf,
+}
+
+/// The code in the file at `path`.
+///
+/// # Errors
+/// A sentence that names the file and says what it is instead, or why it can't be compiled.
+pub(super) fn load(engine: &Engine, path: &Path, cache: Option<&Path>) -> Result<Code, StartError> {
+    let shown = path.display();
+    let unreadable = |error: io::Error| StartError::new(format!("{shown} can't be read: {error}"));
+    let mut file = File::open(path).map_err(unreadable)?;
+    let size = file.metadata().map_err(unreadable)?.len();
+    if size > FILE_LIMIT {
+        return Err(StartError::new(format!(
+            "{shown} has {size} bytes; the limit is {FILE_LIMIT}"
+        )));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    file.read_to_end(&mut bytes).map_err(unreadable)?;
+
+    match form(&bytes) {
+        Some(Form::Elf) => precompiled(engine, path, &bytes),
+        Some(form) => {
+            let cache = cache.and_then(|directory| match Cache::open(directory) {
+                Ok(cache) => Some(cache),
+                Err(error) => {
+                    tracing::warn!("compiled Wasm is not kept in {}: {error}", directory.display());
+                    None
+                }
+            });
+            compiled(engine, path, &bytes, form, cache.as_ref())
+        }
+        None => Err(StartError::new(format!("{shown}: {}", no_wasm(&bytes)))),
+    }
+}
+
+fn form(bytes: &[u8]) -> Option<Form> {
+    match bytes {
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Some(Form::Module),
+        // Other versions of the component encoding go to the compiler, which says what it takes.
+        [0, b'a', b's', b'm', _, _, 1, 0, ..] => Some(Form::Component),
+        [0x7f, b'E', b'L', b'F', ..] => Some(Form::Elf),
+        _ => None,
+    }
+}
+
+fn no_wasm(bytes: &[u8]) -> String {
+    let first = &bytes[..bytes.len().min(8)];
+    let shown = first.escape_ascii();
+    match first {
+        [] => "the file is empty".to_owned(),
+        [0, b'a', b's', b'm', ..] => format!("this is WebAssembly of a version that nothing here knows ({shown})"),
+        [b'(', ..] => {
+            format!("first bytes are \"{shown}\", WebAssembly as text; turn it into bytes with `wasm-tools parse`")
+        }
+        _ => format!("first bytes are \"{shown}\", no WebAssembly (that begins with \"\\x00asm\")"),
+    }
+}
+
+/// Compiled now, or taken from the cache.
+fn compiled(engine: &Engine, path: &Path, wasm: &[u8], form: Form, cache: Option<&Cache>) -> Result<Code, StartError> {
+    let cached = cache.map(|cache| (cache, Key::new(wasm, engine)));
+    if let Some((cache, key)) = &cached
+        && let Some(file) = cache.find(key)
+    {
+        match map(engine, &file, form == Form::Component) {
+            Ok(code) => return Ok(code),
+            Err(error) => cache.remove(&file, &format!("{error:#}")),
+        }
+    }
+
+    let started = std::time::Instant::now();
+    let invalid = |error: wasmtime::Error| StartError::new(format!("{} can't be compiled: {error:#}", path.display()));
+    let code = if form == Form::Component {
+        Component::new(engine, wasm).map(Code::Component).map_err(invalid)?
+    } else {
+        Module::new(engine, wasm).map(Code::Module).map_err(invalid)?
+    };
+    tracing::debug!("compiled {} in {:?}", path.display(), started.elapsed());
+
+    if let Some((cache, key)) = &cached {
+        let serialized = match &code {
+            Code::Module(module) => module.serialize(),
+            Code::Component(component) => component.serialize(),
+        };
+        let kept = serialized
+            .map_err(io::Error::other)
+            .and_then(|serialized| cache.keep(key, &serialized));
+        if let Err(error) = kept {
+            tracing::warn!("the compiled {} is not kept for the next run: {error}", path.display());
+        }
+    }
+    Ok(code)
+}
+
+/// A file that was compiled ahead of time.
+fn precompiled(engine: &Engine, path: &Path, bytes: &[u8]) -> Result<Code, StartError> {
+    let shown = path.display();
+    let Some(kind) = Engine::detect_precompiled(bytes) else {
+        return Err(StartError::new(format!(
+            "{shown} is an ELF file and no compiled WebAssembly; an executable has a name that doesn't end in .wasm or .cwasm"
+        )));
+    };
+    map(engine, path, matches!(kind, Precompiled::Component)).map_err(|error| {
+        StartError::new(format!(
+            "{shown} was compiled for another version of polyinit or another machine ({error:#}); compile it again, or give the .wasm file that it was made from"
+        ))
+    })
+}
+
+/// Maps compiled code from a file.
+#[allow(unsafe_code, reason = "Wasmtime can't check machine code; see SAFETY")]
+fn map(engine: &Engine, path: &Path, component: bool) -> wasmtime::Result<Code> {
+    // SAFETY: the file must hold what Wasmtime's compiler wrote, and not change while it is mapped. Wasmtime itself
+    // refuses files of other versions, settings and processors. Beyond that, a file is either from our cache, whose
+    // directory only this user can write to, whose files are put in place whole, never changed, and checked against
+    // their checksum before this; or it is the program that the user asked us to run, and a user who could put
+    // harmful machine code into a .cwasm could as well put it into an executable, which we run with the same rights.
+    unsafe {
+        if component {
+            Component::deserialize_file(engine, path).map(Code::Component)
+        } else {
+            Module::deserialize_file(engine, path).map(Code::Module)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(bytes: &[u8]) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hello.wasm");
+        std::fs::write(&path, bytes).unwrap();
+        let loaded = load(&Engine::default(), &path, None);
+        let error = loaded.err().unwrap().message;
+        error.replace(directory.path().to_str().unwrap(), "")
+    }
+
+    #[test]
+    fn what_is_no_webassembly_is_called_so() {
+        assert_eq!(error(b""), "/hello.wasm: the file is empty");
+        assert_eq!(
+            error(b"#!/bin/sh\necho"),
+            "/hello.wasm: first bytes are \"#!/bin/s\", no WebAssembly (that begins with \"\\x00asm\")"
+        );
+        assert!(error(b"(module)").contains("WebAssembly as text"));
+        assert!(error(b"\0asm\x02\0\0\0").contains("a version that nothing here knows"));
+        assert!(error(b"\x7fELF\x02\x01\x01\0").contains("is an ELF file and no compiled WebAssembly"));
+        assert!(error(b"\0asm\x01\0\0\0\xff").starts_with("/hello.wasm can't be compiled: "));
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = load(&Engine::default(), Path::new("/no/such.wasm"), None)
+            .err()
+            .unwrap();
+        assert!(error.message.starts_with("/no/such.wasm can't be read: "));
+    }
+
+    #[test]
+    fn compiled_code_is_kept_and_taken_up_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let wasm = directory.path().join("a.wasm");
+        std::fs::write(&wasm, wat::parse_str("(module (func (export \"f\")))").unwrap()).unwrap();
+        let cache = directory.path().join("cache");
+        let engine = Engine::default();
+        let files = || -> Vec<_> {
+            std::fs::read_dir(&cache)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect()
+        };
+
+        assert!(load(&engine, &wasm, Some(&cache)).is_ok());
+        let kept = files();
+        assert_eq!(kept.len(), 1);
+        assert!(matches!(load(&engine, &wasm, Some(&cache)), Ok(Code::Module(_))));
+        // A file compiled ahead of time is a program too.
+        let ahead = directory.path().join("a.cwasm");
+        std::fs::copy(&kept[0], &ahead).unwrap();
+        assert!(matches!(load(&engine, &ahead, None), Ok(Code::Module(_))));
+
+        std::fs::write(&kept[0], b"garbage").unwrap();
+        assert!(load(&engine, &wasm, Some(&cache)).is_ok());
+        assert_eq!(files(), kept);
+        assert!(std::fs::metadata(&kept[0]).unwrap().len() > 7);
+    }
+
+    #[test]
+    fn code_for_another_configuration_is_refused_with_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("old.cwasm");
+        let mut other = wasmtime::Config::new();
+        other.consume_fuel(true);
+        let compiled = Engine::new(&other)
+            .unwrap()
+            .precompile_module(&wat::parse_str("(module)").unwrap());
+        std::fs::write(&path, compiled.unwrap()).unwrap();
+        let error = load(&Engine::default(), &path, None).err().unwrap();
+        assert!(
+            error
+                .message
+                .contains("old.cwasm was compiled for another version of polyinit"),
+            "{error}"
+        );
+        assert!(
+            error.message.ends_with("give the .wasm file that it was made from"),
+            "{error}"
+        );
+    }
+}

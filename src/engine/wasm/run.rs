@@ -1,0 +1,312 @@
+//! A guest at work on one event, and the body of a reply that it still writes.
+//!
+//! The guest is no task of its own: it computes when the one who waits for its reply polls, first the intake for the
+//! head, then the intake's connection for each piece of the body. So an event costs no wake-up, a slow client slows
+//! its guest, and a client that goes away takes the guest with it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::runtime::Admission;
+use crate::event::{Body, BodyError, EventId, Failure, FailureKind};
+
+/// Pieces of a reply that is whole already are made one up to this size, in bytes; larger ones are not copied.
+const JOIN_LIMIT: usize = 32 << 10;
+
+/// What holds for one guest.
+pub(super) struct Terms {
+    pub(super) component: Arc<str>,
+    pub(super) event: EventId,
+    pub(super) started: Instant,
+    pub(super) timeout: Duration,
+    /// Cancelled when the engine shall leave nothing running.
+    pub(super) stop: CancellationToken,
+    pub(super) _tracked: TaskTrackerToken,
+    pub(super) _admission: Admission,
+}
+
+/// The whole way of one guest, from its instance to its end.
+pub(super) type Guest = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+type End = Pin<Box<dyn Future<Output = Failure> + Send>>;
+
+/// A guest at work: done when the guest is, or with the failure that ended it. Dropping it ends the guest.
+pub(super) struct Run {
+    guest: Option<Guest>,
+    /// What may end the guest from outside; made when it first has to wait, which most never do.
+    end: Option<End>,
+    terms: Terms,
+}
+
+impl Run {
+    pub(super) fn new(terms: Terms, guest: Guest) -> Self {
+        Self {
+            guest: Some(guest),
+            end: None,
+            terms,
+        }
+    }
+
+    fn out_of_time(&self) -> bool {
+        self.terms.started.elapsed() >= self.terms.timeout
+    }
+
+    /// Logs a failure that no reply can tell of any more.
+    fn report(&self, failure: &Failure) {
+        let Terms { component, event, .. } = &self.terms;
+        let traceback = failure.traceback.as_deref().unwrap_or_default();
+        tracing::warn!(target: "guest", %component, %event, "{failure}\n{traceback}");
+    }
+
+    /// Lets the guest finish what it does after its reply.
+    fn detach(mut self) {
+        let Ok(tokio) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        tokio.spawn(async move {
+            if let Err(failure) = (&mut self).await {
+                self.report(&failure);
+            }
+        });
+    }
+}
+
+impl Future for Run {
+    type Output = Result<(), Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // A guest that computes without end is polled again at each tick, maybe before timers are looked at.
+        let late = self.end.is_some() && self.out_of_time();
+        if let Some(end) = &mut self.end {
+            let ended = match end.as_mut().poll(cx) {
+                Poll::Ready(failure) => Some(failure),
+                Poll::Pending => late.then(|| timed_out(self.terms.timeout)),
+            };
+            if let Some(failure) = ended {
+                self.guest = None;
+                return Poll::Ready(Err(failure));
+            }
+        }
+        let Some(guest) = &mut self.guest else {
+            return Poll::Ready(Ok(()));
+        };
+        if let Poll::Ready(result) = guest.as_mut().poll(cx) {
+            self.guest = None;
+            return Poll::Ready(result);
+        }
+        if self.end.is_none() {
+            let Terms {
+                started, timeout, stop, ..
+            } = &self.terms;
+            let mut end = end(*started + *timeout, *timeout, stop.clone());
+            let polled = end.as_mut().poll(cx);
+            self.end = Some(end);
+            if let Poll::Ready(failure) = polled {
+                self.guest = None;
+                return Poll::Ready(Err(failure));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+fn end(deadline: Instant, timeout: Duration, stop: CancellationToken) -> End {
+    Box::pin(async move {
+        tokio::select! {
+            () = stop.cancelled() => Failure::new(FailureKind::Gone, "the program was stopped while it had this event"),
+            () = tokio::time::sleep_until(deadline.into()) => timed_out(timeout),
+        }
+    })
+}
+
+fn timed_out(timeout: Duration) -> Failure {
+    Failure::new(
+        FailureKind::Timeout,
+        format!("the guest was not done after {} s and was ended", timeout.as_secs_f64()),
+    )
+}
+
+/// The body of a reply whose guest has not ended: what `source` holds, then what the guest still writes.
+///
+/// It ends well when the source says so or, where the source can't tell, when the guest ends well; and breaks when the
+/// guest fails.
+pub(super) struct Unfinished<S> {
+    source: S,
+    run: Option<Run>,
+    failure: Option<Failure>,
+    /// How much of the announced content-length is still to come.
+    promised: Option<u64>,
+}
+
+impl<S> Unfinished<S>
+where
+    S: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    S::Error: Into<BodyError>,
+{
+    /// The body that `run` goes on writing to `source`; `promised` is its announced length in bytes.
+    pub(super) fn body(source: S, run: Run, promised: Option<u64>) -> Body {
+        Body::stream(Self {
+            source,
+            run: Some(run),
+            failure: None,
+            promised,
+        })
+    }
+
+    /// Lets the guest work. True if it ended.
+    fn work(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(run) = &mut self.run else { return true };
+        match Pin::new(&mut *run).poll(cx) {
+            Poll::Pending => false,
+            Poll::Ready(result) => {
+                if let Err(failure) = result {
+                    run.report(&failure);
+                    self.failure = Some(failure);
+                }
+                self.run = None;
+                true
+            }
+        }
+    }
+
+    fn the_end(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+        if let Some(run) = self.run.take() {
+            run.detach();
+        }
+        self.failure.take().map(|failure| Err(failure.into()))
+    }
+}
+
+impl<S> HttpBody for Unfinished<S>
+where
+    S: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    S::Error: Into<BodyError>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let mut worked = false;
+        loop {
+            match Pin::new(&mut this.source).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let (Some(promised), Some(data)) = (&mut this.promised, frame.data_ref()) {
+                        *promised = promised.saturating_sub(data.len() as u64);
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    this.run = None;
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                Poll::Ready(None) => return Poll::Ready(this.the_end()),
+                Poll::Pending if this.run.is_none() => return Poll::Ready(this.the_end()),
+                Poll::Pending if worked => return Poll::Pending,
+                Poll::Pending => {
+                    this.work(cx);
+                    worked = true;
+                }
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.promised.map(SizeHint::with_exact).unwrap_or_default()
+    }
+}
+
+impl<S> Drop for Unfinished<S> {
+    fn drop(&mut self) {
+        // Whoever counts what was announced doesn't ask for the end; that the client has it all is no reason to stop.
+        if self.promised == Some(0)
+            && let Some(run) = self.run.take()
+        {
+            run.detach();
+        }
+    }
+}
+
+/// The body that a guest that has ended left in `source`: nothing is waited for.
+pub(super) fn finished<S>(mut source: S) -> Body
+where
+    S: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    S::Error: Into<BodyError>,
+{
+    let mut pieces = Pieces::default();
+    let mut cx = Context::from_waker(Waker::noop());
+    while let Poll::Ready(Some(frame)) = Pin::new(&mut source).poll_frame(&mut cx) {
+        pieces.push(frame.map_err(Into::into));
+    }
+    pieces.into_body()
+}
+
+/// Frames that are all there.
+#[derive(Default)]
+struct Pieces {
+    frames: std::collections::VecDeque<Result<Frame<Bytes>, BodyError>>,
+    /// Data that is left, in bytes.
+    length: u64,
+    /// Whether there is anything but data.
+    more_than_data: bool,
+}
+
+impl Pieces {
+    fn push(&mut self, frame: Result<Frame<Bytes>, BodyError>) {
+        match frame.as_ref().ok().and_then(Frame::data_ref) {
+            Some(data) => self.length += data.len() as u64,
+            None => self.more_than_data = true,
+        }
+        self.frames.push_back(frame);
+    }
+
+    fn into_body(mut self) -> Body {
+        if self.more_than_data {
+            return Body::stream(self);
+        }
+        let mut data = std::iter::from_fn(|| self.frames.pop_front()).flat_map(|frame| frame.ok()?.into_data().ok());
+        let first = data.next().unwrap_or_default();
+        if self.length == first.len() as u64 {
+            return first.into();
+        }
+        if self.length <= JOIN_LIMIT as u64 {
+            let mut whole = BytesMut::with_capacity(self.length as usize);
+            whole.extend_from_slice(&first);
+            data.for_each(|piece| whole.extend_from_slice(&piece));
+            return whole.freeze().into();
+        }
+        drop(data);
+        self.frames.push_front(Ok(Frame::data(first)));
+        Body::stream(self)
+    }
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = self.frames.pop_front();
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.length -= data.len() as u64;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.length)
+    }
+}

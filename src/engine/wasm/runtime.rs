@@ -1,0 +1,276 @@
+//! What all Wasm guests of the process share: the `wasmtime::Engine`, made when the first Wasm program is started, the
+//! slots that instances are made in, and the ticker that makes busy guests yield.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::Thread;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
+    WasmBacktraceDetails,
+};
+
+use super::limits::{Budget, HasLimits};
+use crate::engine::StartError;
+use crate::event::{Failure, FailureKind};
+
+/// How long a guest may compute before other tasks of its thread get a turn.
+const TICK: Duration = Duration::from_millis(10);
+/// Ticks without a guest at work after which the ticker sleeps until the next one.
+const IDLE_TICKS: u32 = 100;
+/// How long an event waits for a free slot before it is turned away.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Core instances and tables that one slot allows for: a component has a few of each (its own module, adapters, shims).
+const PER_SLOT: u32 = 8;
+
+/// The Wasm side of this process.
+pub(super) struct Runtime {
+    pub(super) engine: Engine,
+    /// Memory of all guests together.
+    pub(super) budget: Budget,
+    /// One permit for each linear memory that can exist at once.
+    slots: Semaphore,
+    slot_count: u32,
+    ticker: Ticker,
+}
+
+/// The runtime, made on first use.
+///
+/// # Errors
+/// If this machine can run no compiled Wasm at all, in which case every later call gets the same error.
+pub(super) fn runtime() -> Result<&'static Runtime, StartError> {
+    static RUNTIME: LazyLock<Result<Runtime, StartError>> = LazyLock::new(Runtime::new);
+    let runtime = RUNTIME.as_ref().map_err(StartError::clone)?;
+    runtime.ticker.start(&runtime.engine)?;
+    Ok(runtime)
+}
+
+impl Runtime {
+    fn new() -> Result<Self, StartError> {
+        let memory = memory_of_machine();
+        let budget = Budget::of_machine(memory);
+        let slot_count = u32::try_from(memory >> 20).unwrap_or(u32::MAX).clamp(32, 1000);
+        let engine = Engine::new(&pooled(slot_count, budget.per_guest()))
+            .or_else(|refusal| {
+                tracing::info!(
+                    "no address space for {slot_count} pooled Wasm memories ({refusal:#}); making each on demand"
+                );
+                Engine::new(&on_demand())
+            })
+            .map_err(|error| StartError::new(format!("Wasm can't be run on this machine: {error:#}")))?;
+        Ok(Self {
+            engine,
+            budget,
+            slots: Semaphore::new(slot_count as usize),
+            slot_count,
+            ticker: Ticker::default(),
+        })
+    }
+
+    /// A place for an instance with `memories` linear memories, and the ticker's promise to watch over it.
+    ///
+    /// # Errors
+    /// [`FailureKind::Unavailable`] if no place becomes free in time.
+    pub(super) async fn admit(&'static self, memories: u32) -> Result<Admission, Failure> {
+        let wanted = memories.clamp(1, self.slot_count);
+        let slot = match self.slots.try_acquire_many(wanted) {
+            Ok(slot) => slot,
+            Err(_) => tokio::time::timeout(SLOT_TIMEOUT, self.slots.acquire_many(wanted))
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .ok_or_else(|| {
+                    Failure::new(
+                        FailureKind::Unavailable,
+                        format!(
+                            "all {} places for Wasm instances were taken for {} s; try again later",
+                            self.slot_count,
+                            SLOT_TIMEOUT.as_secs()
+                        ),
+                    )
+                })?,
+        };
+        Ok(Admission {
+            _slot: slot,
+            _watch: self.ticker.watch(),
+        })
+    }
+
+    /// A store whose guest yields at each tick and keeps to the limits in `data`.
+    pub(super) fn store<T: HasLimits + Send + 'static>(&self, data: T) -> Store<T> {
+        let mut store = Store::new(&self.engine, data);
+        store.limiter(|data| data.limits());
+        // `yield_now` lets the I/O driver run too, which a future that wakes itself would not.
+        store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
+        store.set_epoch_deadline(1);
+        store
+    }
+}
+
+/// Held as long as an instance exists.
+pub(super) struct Admission {
+    _slot: SemaphorePermit<'static>,
+    _watch: Watch,
+}
+
+fn common() -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        // WASI 0.1 and 0.2 guests need none of the component model's concurrency, and calls are cheaper without it.
+        .concurrency_support(false)
+        .parallel_compilation(true)
+        .memory_init_cow(true)
+        .wasm_backtrace_details(WasmBacktraceDetails::Enable);
+    config
+}
+
+/// Address space for `slots` memories is reserved at once; an instance then costs a few microseconds.
+fn pooled(slots: u32, per_guest: usize) -> Config {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_memories(slots)
+        .total_tables(slots.saturating_mul(PER_SLOT))
+        .total_stacks(slots)
+        .total_core_instances(slots.saturating_mul(PER_SLOT))
+        .total_component_instances(slots)
+        .max_memories_per_module(4)
+        .max_tables_per_module(4)
+        .max_memory_size(per_guest)
+        // Used slots keep their pages, so that the next guest takes no page faults: a few MiB in all.
+        .max_unused_warm_slots(16)
+        .linear_memory_keep_resident(256 << 10)
+        .table_keep_resident(16 << 10)
+        .async_stack_keep_resident(0)
+        .pagemap_scan(Enabled::Auto);
+    let mut config = common();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
+/// Each memory is mapped when it is needed and no larger than needed, for where address space is short.
+fn on_demand() -> Config {
+    let mut config = common();
+    config
+        .allocation_strategy(InstanceAllocationStrategy::OnDemand)
+        .memory_reservation(16 << 20)
+        .memory_reservation_for_growth(16 << 20)
+        .memory_guard_size(64 << 10);
+    config
+}
+
+/// What this process may use, in bytes: the machine's memory, or less where a cgroup says so.
+fn memory_of_machine() -> usize {
+    let machine = nix::sys::sysinfo::sysinfo().map_or(128 << 20, |info| info.ram_total());
+    let cgroup = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
+        .ok()
+        .and_then(|limit| limit.trim().parse().ok());
+    usize::try_from(cgroup.unwrap_or(u64::MAX).min(machine)).unwrap_or(usize::MAX)
+}
+
+/// Advances the engine's epoch while guests are at work, and sleeps while there are none, so that an idle machine has
+/// nothing to wake up for.
+#[derive(Default)]
+struct Ticker {
+    /// Guests at work now.
+    watched: AtomicUsize,
+    /// Guests ever watched; tells the ticker whether there were any since it last looked.
+    seen: AtomicU64,
+    asleep: AtomicBool,
+    thread: std::sync::Mutex<Option<Thread>>,
+}
+
+/// Held while a guest is at work.
+struct Watch(&'static Ticker);
+
+impl Ticker {
+    /// Starts the thread, unless it runs.
+    fn start(&'static self, engine: &Engine) -> Result<(), StartError> {
+        let mut thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if thread.is_none() {
+            let engine = engine.clone();
+            let started = std::thread::Builder::new()
+                .name("wasm-ticker".into())
+                .stack_size(64 << 10)
+                .spawn(move || self.run(&engine))
+                .map_err(|error| StartError::new(format!("no thread for the clock of Wasm guests: {error}")))?;
+            *thread = Some(started.thread().clone());
+        }
+        Ok(())
+    }
+
+    fn run(&self, engine: &Engine) {
+        let mut idle_ticks = 0;
+        let mut seen = 0;
+        loop {
+            std::thread::sleep(TICK);
+            engine.increment_epoch();
+            let seen_now = self.seen.load(Ordering::Relaxed);
+            if self.watched.load(Ordering::SeqCst) > 0 || seen_now != seen {
+                seen = seen_now;
+                idle_ticks = 0;
+                continue;
+            }
+            idle_ticks += 1;
+            if idle_ticks < IDLE_TICKS {
+                continue;
+            }
+            // A guest that comes now sees `asleep` or is seen here: both sides write first and then read (SeqCst).
+            self.asleep.store(true, Ordering::SeqCst);
+            while self.asleep.load(Ordering::SeqCst) && self.watched.load(Ordering::SeqCst) == 0 {
+                std::thread::park();
+            }
+            self.asleep.store(false, Ordering::SeqCst);
+            idle_ticks = 0;
+        }
+    }
+
+    fn watch(&'static self) -> Watch {
+        self.watched.fetch_add(1, Ordering::SeqCst);
+        self.seen.fetch_add(1, Ordering::Relaxed);
+        if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
+            let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some(thread) = &*thread {
+                thread.unpark();
+            }
+        }
+        Watch(self)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.watched.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_of_allocation_are_valid_configurations() {
+        Engine::new(&pooled(32, 1 << 20)).unwrap();
+        Engine::new(&on_demand()).unwrap();
+    }
+
+    #[test]
+    fn a_ticker_that_sleeps_wakes_for_the_next_guest() {
+        let ticker: &'static Ticker = Box::leak(Box::default());
+        let engine = Engine::default();
+        ticker.start(&engine).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let until = |condition: &dyn Fn() -> bool| {
+            while !condition() {
+                assert!(std::time::Instant::now() < deadline);
+                std::thread::park_timeout(TICK);
+            }
+        };
+        until(&|| ticker.asleep.load(Ordering::SeqCst));
+        let watch = ticker.watch();
+        until(&|| !ticker.asleep.load(Ordering::SeqCst));
+        drop(watch);
+        until(&|| ticker.asleep.load(Ordering::SeqCst));
+    }
+}

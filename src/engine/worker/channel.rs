@@ -1,0 +1,552 @@
+//! One worker's channel: many events at once over one socketpair.
+//!
+//! Whoever has a frame to send writes it to the socket itself; only what the socket does not take at once is left to
+//! the writing task. So one event costs one write here, one read there, and no wake-up between tasks of ours on the
+//! way out. Bodies in pieces obey a window in both directions: one slow client does not fill memory, nor hold up the
+//! others.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame as BodyFrame};
+use http_body_util::BodyExt;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use super::frame::{self, Frame, FrameError, Kind, PIECE, WINDOW};
+use super::{Fault, Language, ReplyHead};
+use crate::event::{Body, BodyError, Event, Failure, FailureKind, Input, Reply};
+
+/// How many events may be with one worker at once.
+const STREAMS: usize = 4096;
+
+/// Room that is made for each read, in bytes.
+const READ: usize = 64 << 10;
+
+/// The host's end of the socketpair, shared by all who have events with the worker.
+pub struct Channel {
+    language: Arc<dyn Language>,
+    socket: UnixStream,
+    outgoing: Mutex<BytesMut>,
+    /// What was read and is no whole frame yet. Locked by whoever runs the channel.
+    incoming: tokio::sync::Mutex<BytesMut>,
+    /// There is something in `outgoing` that the socket did not take.
+    leftover: Notify,
+    streams: Mutex<Streams>,
+    began: Instant,
+    /// Milliseconds after `began` at which the worker was last heard.
+    heard: AtomicU64,
+    /// Something was heard: whoever waits for a sign of life looks again.
+    sign_of_life: Notify,
+}
+
+#[derive(Default)]
+struct Streams {
+    open: HashMap<u32, Stream>,
+    last: u32,
+    /// Set once the worker is gone: why.
+    closed: Option<Failure>,
+    /// Where the worker's first word goes.
+    start: Option<oneshot::Sender<Result<Bytes, Fault>>>,
+}
+
+/// What is known here of one event that the worker has.
+struct Stream {
+    state: State,
+    /// Permits are bytes of the request's body that may still be sent; `None` where it went whole.
+    window: Option<Arc<Semaphore>>,
+    /// The task that sends the request's body.
+    pump: Option<AbortHandle>,
+}
+
+enum State {
+    Waiting(oneshot::Sender<Result<Reply, Failure>>),
+    Streaming {
+        pieces: mpsc::UnboundedSender<Result<Bytes, BodyError>>,
+        /// Bytes that the reader of the reply's body has not taken yet.
+        untaken: Arc<AtomicUsize>,
+    },
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(pump) = self.pump.take() {
+            pump.abort();
+        }
+    }
+}
+
+/// Why the channel came to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    #[error("it closed its channel")]
+    Closed,
+    #[error("its channel failed: {0}")]
+    Io(#[from] io::Error),
+    #[error("it sent {0}")]
+    Frame(#[from] FrameError),
+}
+
+impl Channel {
+    /// Takes the host's end, and returns with the channel the worker's first word: what was found in the program, or
+    /// why it can't be started.
+    pub fn new(
+        language: Arc<dyn Language>,
+        socket: UnixStream,
+    ) -> (Arc<Self>, oneshot::Receiver<Result<Bytes, Fault>>) {
+        let (start, started) = oneshot::channel();
+        let channel = Arc::new(Self {
+            language,
+            socket,
+            outgoing: Mutex::default(),
+            incoming: tokio::sync::Mutex::default(),
+            leftover: Notify::new(),
+            streams: Mutex::new(Streams {
+                start: Some(start),
+                ..Streams::default()
+            }),
+            began: Instant::now(),
+            heard: AtomicU64::new(0),
+            sign_of_life: Notify::new(),
+        });
+        (channel, started)
+    }
+
+    /// Reads and writes until the channel ends; says why it did. May be dropped and run again; whoever sees it end calls
+    /// [`Channel::close`].
+    pub async fn run(self: &Arc<Self>) -> ChannelError {
+        tokio::select! {
+            error = self.read() => error,
+            error = self.write_leftovers() => error.into(),
+        }
+    }
+
+    /// Gives an event to the worker and waits for the reply's head. Dropping this tells the worker.
+    pub async fn handle(self: Arc<Self>, event: Event) -> Result<Reply, Failure> {
+        let Event { context, input } = event;
+        let (sender, receiver) = oneshot::channel();
+        let pending = match input {
+            Input::Message(message) => {
+                let stream = self.open(sender, None)?;
+                self.send(|out| frame::put(out, Kind::Message, stream, message.body.as_bytes()));
+                Pending::new(&self, stream)
+            }
+            Input::Http(request) => {
+                let (head, body) = request.into_parts();
+                match body.try_into_bytes() {
+                    Ok(whole) if whole.len() <= PIECE => {
+                        let stream = self.open(sender, None)?;
+                        self.send(|out| {
+                            frame::put_with(out, Kind::Request, stream, |out| {
+                                self.language.encode_request(out, &context, &head, Some(&whole));
+                            });
+                        });
+                        Pending::new(&self, stream)
+                    }
+                    body => {
+                        let body = body.map_or_else(|stream| stream, Body::from);
+                        let window = Arc::new(Semaphore::new(WINDOW));
+                        let stream = self.open(sender, Some(window.clone()))?;
+                        self.send(|out| {
+                            frame::put_with(out, Kind::Request, stream, |out| {
+                                self.language.encode_request(out, &context, &head, None);
+                            });
+                        });
+                        let pump = tokio::spawn(pump(self.clone(), stream, body, window)).abort_handle();
+                        match self.streams().open.get_mut(&stream) {
+                            Some(open) => open.pump = Some(pump),
+                            None => pump.abort(),
+                        }
+                        Pending::new(&self, stream)
+                    }
+                }
+            }
+        };
+        let reply = receiver.await;
+        pending.done();
+        reply.unwrap_or_else(|_| Err(Failure::new(FailureKind::Gone, "the worker's channel was closed")))
+    }
+
+    /// Sends a frame that belongs to no event.
+    pub fn tell(&self, kind: Kind, payload: &[u8]) {
+        self.send(|out| frame::put(out, kind, frame::WORKER, payload));
+    }
+
+    /// How many events the worker has.
+    pub fn load(&self) -> usize {
+        self.streams().open.len()
+    }
+
+    /// How long nothing has been heard of the worker.
+    pub fn silence(&self) -> Duration {
+        let now = self.began.elapsed().as_millis() as u64;
+        Duration::from_millis(now.saturating_sub(self.heard.load(Ordering::Relaxed)))
+    }
+
+    /// Asks the worker for a sign of life and waits for one (any frame is) for at most `patience`.
+    pub async fn answers(&self, patience: Duration) -> bool {
+        let heard = self.sign_of_life.notified();
+        tokio::pin!(heard);
+        heard.as_mut().enable();
+        self.tell(Kind::Ping, b"");
+        tokio::time::timeout(patience, heard).await.is_ok()
+    }
+
+    /// Ends every event that the worker still has with `failure`, as well as all that come later.
+    pub fn close(&self, failure: &Failure) {
+        let (open, start) = {
+            let mut streams = self.streams();
+            streams.closed.get_or_insert_with(|| failure.clone());
+            (std::mem::take(&mut streams.open), streams.start.take())
+        };
+        if let Some(start) = start {
+            let _ = start.send(Err(Fault {
+                message: failure.message.clone(),
+                traceback: failure.traceback.clone(),
+            }));
+        }
+        for (_, stream) in open {
+            fail(stream, failure.clone());
+        }
+        self.sign_of_life.notify_waiters();
+    }
+
+    /// Why the worker is gone, once it is.
+    pub fn closed(&self) -> Option<Failure> {
+        self.streams().closed.clone()
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(
+        &self,
+        reply: oneshot::Sender<Result<Reply, Failure>>,
+        window: Option<Arc<Semaphore>>,
+    ) -> Result<u32, Failure> {
+        let mut streams = self.streams();
+        if let Some(failure) = &streams.closed {
+            return Err(failure.clone());
+        }
+        if streams.open.len() >= STREAMS {
+            return Err(Failure::new(
+                FailureKind::Unavailable,
+                format!("the {} worker has {STREAMS} events already", self.language.name()),
+            ));
+        }
+        loop {
+            streams.last = streams.last.wrapping_add(1);
+            if streams.last != frame::WORKER && !streams.open.contains_key(&streams.last) {
+                break;
+            }
+        }
+        let id = streams.last;
+        let stream = Stream {
+            state: State::Waiting(reply),
+            window,
+            pump: None,
+        };
+        streams.open.insert(id, stream);
+        Ok(id)
+    }
+
+    /// Forgets an event that nobody waits for, and tells the worker if it still has it.
+    fn cancel(&self, stream: u32) {
+        let removed = self.streams().open.remove(&stream);
+        if removed.is_some() {
+            self.send(|out| frame::put(out, Kind::Cancel, stream, b""));
+        }
+    }
+
+    fn send(&self, write: impl FnOnce(&mut BytesMut)) {
+        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_empty = outgoing.is_empty();
+        write(&mut outgoing);
+        if !was_empty {
+            return;
+        }
+        // An error other than "not now" is the reading side's to report: it sees the same end.
+        if let Ok(written) = self.socket.try_write(&outgoing) {
+            outgoing.advance(written);
+        }
+        if !outgoing.is_empty() {
+            self.leftover.notify_one();
+        }
+    }
+
+    async fn write_leftovers(&self) -> io::Error {
+        loop {
+            self.leftover.notified().await;
+            loop {
+                if let Err(error) = self.socket.writable().await {
+                    return error;
+                }
+                let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+                match self.socket.try_write(&outgoing) {
+                    Ok(written) => outgoing.advance(written),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return error,
+                }
+                if outgoing.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn read(self: &Arc<Self>) -> ChannelError {
+        let mut buffer = self.incoming.lock().await;
+        loop {
+            if let Err(error) = self.socket.readable().await {
+                return error.into();
+            }
+            if buffer.capacity() - buffer.len() < READ / 4 {
+                buffer.reserve(READ);
+            }
+            match self.socket.try_read_buf(&mut *buffer) {
+                Ok(0) => return ChannelError::Closed,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return error.into(),
+            }
+            self.heard
+                .store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+            self.sign_of_life.notify_waiters();
+            loop {
+                match frame::take(&mut buffer) {
+                    Ok(Some(frame)) => self.take(frame),
+                    Ok(None) => break,
+                    Err(error) => return error.into(),
+                }
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>, frame: Frame) {
+        let Frame { kind, stream, payload } = frame;
+        match kind {
+            Kind::Reply | Kind::Head => self.take_head(kind, stream, payload),
+            Kind::Value => self.finish(stream, Ok(Reply::Value(payload))),
+            Kind::Failed => {
+                let fault = Fault::decode(&payload);
+                let failure = Failure {
+                    kind: FailureKind::Program,
+                    message: fault.message,
+                    traceback: fault.traceback,
+                };
+                self.finish(stream, Err(failure));
+            }
+            Kind::Piece => self.take_piece(stream, payload),
+            Kind::End => drop(self.streams().open.remove(&stream)),
+            Kind::Taken => {
+                let Some(bytes) = payload.first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize) else {
+                    return;
+                };
+                if let Some(Stream {
+                    window: Some(window), ..
+                }) = self.streams().open.get(&stream)
+                {
+                    window.add_permits(bytes.min(WINDOW.saturating_sub(window.available_permits())));
+                }
+            }
+            Kind::Ready | Kind::Refused => {
+                if let Some(start) = self.streams().start.take() {
+                    let word = if kind == Kind::Ready {
+                        Ok(payload)
+                    } else {
+                        Err(Fault::decode(&payload))
+                    };
+                    let _ = start.send(word);
+                }
+            }
+            // That something was heard is all that a pong says; the rest is never sent by a worker.
+            Kind::Pong | Kind::Load | Kind::Request | Kind::Message | Kind::Cancel | Kind::Stop | Kind::Ping => {}
+        }
+    }
+
+    fn finish(&self, stream: u32, result: Result<Reply, Failure>) {
+        let Some(mut stream) = self.streams().open.remove(&stream) else {
+            return;
+        };
+        match result {
+            Err(failure) => fail(stream, failure),
+            Ok(reply) => {
+                if let State::Waiting(waiting) = take_state(&mut stream) {
+                    let _ = waiting.send(Ok(reply));
+                }
+            }
+        }
+    }
+
+    fn take_head(self: &Arc<Self>, kind: Kind, id: u32, payload: Bytes) {
+        let ReplyHead { mut response, body } = match self.language.decode_reply(payload) {
+            Ok(head) => head,
+            Err(reason) => {
+                let failure = Failure::new(FailureKind::Program, reason);
+                return self.finish_and_cancel(id, failure);
+            }
+        };
+        if kind == Kind::Reply {
+            *response.body_mut() = body.into();
+            return self.finish(id, Ok(Reply::Http(response)));
+        }
+        let mut streams = self.streams();
+        let Some(stream) = streams.open.get_mut(&id) else {
+            return;
+        };
+        let (pieces, receiver) = mpsc::unbounded_channel();
+        let untaken = Arc::new(AtomicUsize::new(0));
+        let streaming = State::Streaming {
+            pieces,
+            untaken: untaken.clone(),
+        };
+        if let State::Waiting(waiting) = std::mem::replace(&mut stream.state, streaming) {
+            *response.body_mut() = Body::stream(Pieces {
+                channel: self.clone(),
+                stream: id,
+                receiver,
+                untaken,
+                ended: false,
+            });
+            drop(streams);
+            let _ = waiting.send(Ok(Reply::Http(response)));
+        }
+    }
+
+    fn take_piece(&self, id: u32, payload: Bytes) {
+        let streams = self.streams();
+        let Some(State::Streaming { pieces, untaken }) = streams.open.get(&id).map(|stream| &stream.state) else {
+            return;
+        };
+        if untaken.fetch_add(payload.len(), Ordering::Relaxed) <= WINDOW + PIECE {
+            let _ = pieces.send(Ok(payload));
+            return;
+        }
+        drop(streams);
+        let failure = Failure::new(
+            FailureKind::Program,
+            "the worker sent more of a body than its window allows",
+        );
+        self.finish_and_cancel(id, failure);
+    }
+
+    fn finish_and_cancel(&self, id: u32, failure: Failure) {
+        self.finish(id, Err(failure));
+        self.send(|out| frame::put(out, Kind::Cancel, id, b""));
+    }
+}
+
+fn take_state(stream: &mut Stream) -> State {
+    let (nowhere, _) = mpsc::unbounded_channel();
+    let untaken = Arc::default();
+    std::mem::replace(
+        &mut stream.state,
+        State::Streaming {
+            pieces: nowhere,
+            untaken,
+        },
+    )
+}
+
+fn fail(mut stream: Stream, failure: Failure) {
+    match take_state(&mut stream) {
+        State::Waiting(waiting) => drop(waiting.send(Err(failure))),
+        State::Streaming { pieces, .. } => drop(pieces.send(Err(failure.into()))),
+    }
+}
+
+/// Sends a request's body, as fast as the worker takes it.
+async fn pump(channel: Arc<Channel>, stream: u32, mut body: Body, window: Arc<Semaphore>) {
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else {
+            // The client is gone in the middle of its request: to the program, a disconnect.
+            return channel.send(|out| frame::put(out, Kind::Cancel, stream, b""));
+        };
+        let Ok(mut data) = frame.into_data() else { continue };
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(PIECE));
+            match window.acquire_many(piece.len() as u32).await {
+                Ok(permits) => permits.forget(),
+                Err(_) => return,
+            }
+            channel.send(|out| frame::put(out, Kind::Piece, stream, &piece));
+        }
+    }
+    channel.send(|out| frame::put(out, Kind::End, stream, b""));
+}
+
+/// Cancels an event unless its reply came.
+struct Pending<'a> {
+    channel: &'a Arc<Channel>,
+    stream: u32,
+}
+
+impl<'a> Pending<'a> {
+    fn new(channel: &'a Arc<Channel>, stream: u32) -> Self {
+        Self { channel, stream }
+    }
+
+    fn done(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.channel.cancel(self.stream);
+    }
+}
+
+/// The body of a reply that comes in pieces.
+struct Pieces {
+    channel: Arc<Channel>,
+    stream: u32,
+    receiver: mpsc::UnboundedReceiver<Result<Bytes, BodyError>>,
+    untaken: Arc<AtomicUsize>,
+    ended: bool,
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<BodyFrame<Bytes>, BodyError>>> {
+        match std::task::ready!(self.receiver.poll_recv(cx)) {
+            Some(Ok(piece)) => {
+                self.untaken.fetch_sub(piece.len(), Ordering::Relaxed);
+                let taken = (piece.len() as u32).to_le_bytes();
+                self.channel
+                    .send(|out| frame::put(out, Kind::Taken, self.stream, &taken));
+                Poll::Ready(Some(Ok(BodyFrame::data(piece))))
+            }
+            Some(Err(error)) => {
+                self.ended = true;
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                self.ended = true;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.channel.cancel(self.stream);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Interpreters that are started before it is known which program they will run.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+
+use super::channel::Channel;
+use super::{Fault, Language};
+use crate::engine::Settings;
+use crate::engine::process::{self, Launch, Process};
+use crate::program::Component;
+
+/// One warm interpreter for each language at most. Clones share them.
+#[derive(Clone, Default)]
+pub struct Warm(Arc<Mutex<HashMap<&'static str, Interpreter>>>);
+
+/// A worker process that waits for its program, and the channel to it.
+pub struct Interpreter {
+    pub process: Process,
+    pub channel: Arc<Channel>,
+    pub started: oneshot::Receiver<Result<Bytes, Fault>>,
+}
+
+impl Warm {
+    /// Starts an interpreter of `language` in the background; [`Warm::take`] gives it away. Where there is none on
+    /// this machine nothing happens.
+    pub fn put(&self, language: Arc<dyn Language>, settings: &Settings) {
+        let environment = process::base_environment(settings);
+        let warm = self.clone();
+        tokio::spawn(async move {
+            match Interpreter::start(&language, language.name(), environment).await {
+                Ok(interpreter) => drop(warm.lock().insert(language.name(), interpreter)),
+                Err(error) => tracing::debug!("no warm {} worker: {error}", language.name()),
+            }
+        });
+    }
+
+    /// The warm interpreter of that language, if there is one that still lives.
+    pub fn take(&self, language: &dyn Language) -> Option<Interpreter> {
+        self.lock()
+            .remove(language.name())
+            .filter(|warm| warm.channel.closed().is_none())
+    }
+
+    /// Ends the interpreters that nobody took.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<&'static str, Interpreter>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Warm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.lock().keys()).finish()
+    }
+}
+
+impl Interpreter {
+    /// Starts an interpreter for `component`.
+    ///
+    /// # Errors
+    /// Where the interpreter is not on this machine, or can't be started.
+    pub async fn start(
+        language: &Arc<dyn Language>,
+        component: &str,
+        environment: Vec<(String, String)>,
+    ) -> io::Result<Self> {
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let mut command = language.command().into_iter();
+        let program = command.next().unwrap_or_default();
+        let mut arguments: Vec<_> = command.collect();
+        arguments.push(theirs.as_raw_fd().to_string().into());
+        let launch = Launch {
+            component: component.to_owned(),
+            program: Path::new(&program).to_owned(),
+            arguments,
+            directory: "/".into(),
+            environment,
+            channel: Some(theirs.into()),
+        };
+        let process = launch.start().await?;
+        // A few kilobytes, which the socket's buffer takes whether the interpreter reads already or not.
+        ours.write_all(&language.preamble())?;
+        ours.set_nonblocking(true)?;
+        let (channel, started) = Channel::new(language.clone(), UnixStream::from_std(ours)?);
+        Ok(Self {
+            process,
+            channel,
+            started,
+        })
+    }
+
+    /// The interpreter that `component` gets: a warm one, or else a new one.
+    ///
+    /// # Errors
+    /// As [`Interpreter::start`].
+    pub async fn for_component(
+        language: &Arc<dyn Language>,
+        component: &Component,
+        settings: &Settings,
+    ) -> io::Result<Self> {
+        if let Some(warm) = settings.warm.take(&**language) {
+            return Ok(warm);
+        }
+        Self::start(language, &component.name, process::environment(component, settings)).await
+    }
+}

@@ -1,0 +1,230 @@
+//! A guest's program: none yet, being started, running, or told to end.
+
+use std::io::Cursor;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use super::place::{Place, PlaceError};
+use super::shell;
+use crate::engine::{self, Settings, StartError};
+use crate::event::{Event, Failure, FailureKind, Reply};
+use crate::intake::aleph;
+use crate::program::detect::FileKind;
+use crate::program::{self, Component, Hint, Interface, archive};
+use crate::report;
+use crate::router::{Router, Running};
+use crate::wire::{Configuration, ConfigurationAnswer, Encoding};
+
+/// How long events under way may take once the host says halt.
+const IN_FLIGHT_GRACE: Duration = Duration::from_millis(1500);
+
+/// How long the program may take to shut down after that. The host gives 5 s for everything.
+const STOP_GRACE: Duration = Duration::from_millis(2000);
+
+/// The program's name for its own address, and where it finds the guest API (the network's SDK reads these).
+const API_HOST: &str = "http://localhost";
+
+pub struct Guest {
+    place: Place,
+    settings: Settings,
+    state: Mutex<State>,
+    in_flight: TaskTracker,
+}
+
+enum State {
+    /// Waiting for the host.
+    Unconfigured,
+    Configuring,
+    Running(Arc<Router>),
+    Halted,
+}
+
+impl Guest {
+    pub fn new(place: Place, settings: Settings) -> Self {
+        Self {
+            place,
+            settings,
+            state: Mutex::new(State::Unconfigured),
+            in_flight: TaskTracker::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn set_up(&self, configuration: Configuration) -> Result<Router, PlaceError> {
+        self.place.set_up(&configuration).await?;
+        if let Some(data) = configuration.input_data.as_deref().filter(|data| !data.is_empty()) {
+            archive::unzip(Cursor::new(data), &self.place.path("/data"))
+                .map_err(|error| format!("input_data: {error}"))?;
+        }
+        let components = self.unpack(&configuration)?;
+        let settings = self.settings_for(&configuration);
+        let started = components.into_iter().map(|component| {
+            let settings = settings.clone();
+            async move {
+                let engine = engine::start(&component, &settings).await?;
+                tracing::info!(
+                    "{}: {}, {} → {}",
+                    component.name,
+                    component.why,
+                    engine.describe(),
+                    component.engine
+                );
+                Ok::<_, StartError>(Running { component, engine })
+            }
+        });
+        let router = futures_util::future::try_join_all(started).await?;
+        settings.warm.clear();
+        Ok(Router::new(router))
+    }
+
+    /// Puts the program where the protocol says, and finds out what it is.
+    fn unpack(&self, configuration: &Configuration) -> Result<Vec<Component>, PlaceError> {
+        let executable = configuration.interface == "executable";
+        let code = configuration.code.as_deref().map(Vec::as_slice).unwrap_or_default();
+        let mut entrypoint = configuration.entrypoint.clone();
+        let root = match configuration.encoding {
+            Encoding::Squashfs => self.place.path("/opt/code"),
+            Encoding::Zip => {
+                let root = self.place.path(if executable { "/opt/code" } else { "/opt" });
+                archive::unzip(Cursor::new(code), &root).map_err(|error| format!("code: {error}"))?;
+                root
+            }
+            Encoding::Plain => {
+                let root = self.place.path("/opt/code");
+                entrypoint = write_plain(&root, code, &configuration.entrypoint, executable)?;
+                root
+            }
+        };
+        let hint = Hint {
+            entrypoint: Some(entrypoint).filter(|entrypoint| !entrypoint.is_empty()),
+            engine: None,
+            interface: Some(if executable {
+                Interface::Executable
+            } else {
+                Interface::Asgi
+            }),
+            packages: self.settings.packages.clone(),
+        };
+        Ok(program::find(&root, &hint)?)
+    }
+
+    /// The environment that programs and the network's SDK rely on, and what the host adds.
+    fn settings_for(&self, configuration: &Configuration) -> Settings {
+        let mut settings = self.settings.clone();
+        let socket = self.place.api_socket().display().to_string();
+        let mut set = |name: &str, value: &str| settings.environment.push((name.to_owned(), value.to_owned()));
+        set("ALEPH_INIT_VERSION", "2.0.0");
+        set("ALEPH_API_HOST", API_HOST);
+        set("ALEPH_API_UNIX_SOCKET", &socket);
+        set("ALEPH_REMOTE_CRYPTO_HOST", API_HOST);
+        set("ALEPH_REMOTE_CRYPTO_UNIX_SOCKET", &socket);
+        set("PYTHONPATH", "/opt/aleph/libs");
+        if let Ok(name) = crate::machine::hostname::from_hash(&configuration.vm_hash) {
+            set("ALEPH_ADDRESS_TO_USE", &name);
+        }
+        for (name, value) in configuration.variables.iter().flatten() {
+            set(name, value);
+        }
+        settings
+    }
+}
+
+/// Writes a program that is one file, and says what its entrypoint is then.
+///
+/// For a Python program the protocol's entrypoint is a variable in it; for an executable, the file's name. What the
+/// bytes themselves say it is goes before either.
+fn write_plain(root: &Path, code: &[u8], entrypoint: &str, executable: bool) -> Result<String, PlaceError> {
+    let kind = FileKind::of_bytes(code, Path::new(""));
+    let (name, found): (PathBuf, String) = match kind {
+        FileKind::Wasm => ("program.wasm".into(), "program.wasm".into()),
+        FileKind::Other if !executable => ("main.py".into(), format!("main:{entrypoint}")),
+        FileKind::Script if !executable && !entrypoint.is_empty() => ("main.py".into(), format!("main:{entrypoint}")),
+        _ => {
+            let name = Path::new(entrypoint).file_name().unwrap_or("program".as_ref());
+            (name.into(), name.to_string_lossy().into_owned())
+        }
+    };
+    let path = root.join(name);
+    let write = || {
+        std::fs::create_dir_all(root)?;
+        std::fs::write(&path, code)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
+    };
+    write().map_err(|error| format!("the program can't be written to {}: {error}", path.display()))?;
+    Ok(found)
+}
+
+impl aleph::Guest for Guest {
+    async fn configure(&self, configuration: Configuration) -> ConfigurationAnswer {
+        {
+            let mut state = self.state();
+            if !matches!(*state, State::Unconfigured) {
+                return failure("this machine has its configuration already", None);
+            }
+            *state = State::Configuring;
+        }
+        let outcome = self.set_up(configuration).await;
+        let mut state = self.state();
+        match outcome {
+            Ok(router) => {
+                *state = State::Running(Arc::new(router));
+                report::stage("configured");
+                ConfigurationAnswer::Success
+            }
+            Err(error) => {
+                *state = State::Unconfigured;
+                tracing::error!("the configuration failed: {error}");
+                let traceback = error
+                    .downcast_ref::<StartError>()
+                    .and_then(|error| error.traceback.clone());
+                failure(&error.to_string(), traceback)
+            }
+        }
+    }
+
+    async fn handle(&self, event: Event) -> Result<Reply, Failure> {
+        let unavailable = |why: &str| Err(Failure::new(FailureKind::Unavailable, why));
+        let router = match &*self.state() {
+            State::Running(router) => router.clone(),
+            State::Unconfigured => return unavailable("this machine has no configuration yet, so no program"),
+            State::Configuring => return unavailable("the program is still being started"),
+            State::Halted => return unavailable("this machine is being halted"),
+        };
+        self.in_flight.track_future(router.handle(event)).await
+    }
+
+    async fn halt(&self) {
+        let before = std::mem::replace(&mut *self.state(), State::Halted);
+        self.in_flight.close();
+        if tokio::time::timeout(IN_FLIGHT_GRACE, self.in_flight.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("{} events are cut off by the halt", self.in_flight.len());
+        }
+        if let State::Running(router) = before {
+            router.stop(STOP_GRACE).await;
+        }
+        self.settings.warm.clear();
+        // It waits for disks, and has no result.
+        let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
+    }
+
+    async fn shell(&self, command: String) -> Vec<u8> {
+        shell::run(&command).await
+    }
+}
+
+fn failure(error: &str, traceback: Option<String>) -> ConfigurationAnswer {
+    ConfigurationAnswer::Failure {
+        error: error.to_owned(),
+        traceback: traceback.unwrap_or_else(|| error.to_owned()),
+    }
+}

@@ -1,0 +1,114 @@
+//! Where a guest lives: a machine, whose root, network and devices are its own, or a folder on somebody else's.
+
+use std::path::{Path, PathBuf};
+
+use crate::machine::network::{self, Addressing, Plan};
+use crate::machine::volumes::{self, Volume};
+use crate::machine::{hostname, keys};
+use crate::program::archive;
+use crate::wire::Configuration;
+
+/// A place to put programs and their data.
+pub enum Place {
+    Machine,
+    Folder {
+        root: PathBuf,
+        /// Files that stand for block devices.
+        devices: Vec<(String, PathBuf)>,
+    },
+}
+
+/// Why the place is not as the configuration has it.
+pub type PlaceError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Place {
+    /// The path that `path`, absolute in a machine, has here.
+    pub fn path(&self, path: &str) -> PathBuf {
+        match self {
+            Self::Machine => PathBuf::from(path),
+            Self::Folder { root, .. } => root.join(path.trim_start_matches('/')),
+        }
+    }
+
+    /// The Unix socket that leads to the guest API, where the network's SDK looks for it.
+    pub fn api_socket(&self) -> PathBuf {
+        self.path("/tmp/socat-socket")
+    }
+
+    /// Network, host name, keys and volumes, as the host has them.
+    ///
+    /// # Errors
+    /// A sentence that names what of the configuration can't be done.
+    pub async fn set_up(&self, configuration: &Configuration) -> Result<(), PlaceError> {
+        match self {
+            Self::Machine => set_up_machine(configuration).await,
+            Self::Folder { devices, .. } => {
+                for volume in &configuration.volumes {
+                    let target = self.inside(&volume.mount)?;
+                    std::fs::create_dir_all(&target)?;
+                    if volume.read_only {
+                        let image = devices.iter().find(|(name, _)| *name == volume.device).ok_or_else(|| {
+                            format!(
+                                "volume {0} on {1}: there is no file for {0}; name one with --device {0}=FILE",
+                                volume.device, volume.mount
+                            )
+                        })?;
+                        archive::unsquash(std::fs::File::open(&image.1)?, &target)
+                            .map_err(|error| format!("volume {} on {}: {error}", volume.device, volume.mount))?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A mount point's path here; one that leads out of the folder is refused.
+    fn inside(&self, path: &str) -> Result<PathBuf, PlaceError> {
+        let plain = Path::new(path)
+            .components()
+            .all(|part| !matches!(part, std::path::Component::ParentDir));
+        if !path.starts_with('/') || !plain {
+            return Err(format!("the mount point {path:?} must be an absolute path without `..`").into());
+        }
+        Ok(self.path(path))
+    }
+}
+
+async fn set_up_machine(configuration: &Configuration) -> Result<(), PlaceError> {
+    // Everything is looked at before anything is done: a mistake leaves the machine as it was.
+    let plan = Plan::new(&Addressing {
+        ipv4: configuration.ip.clone(),
+        ipv4_gateway: configuration.route.clone(),
+        ipv6: configuration.ipv6.clone(),
+        ipv6_gateway: configuration.ipv6_gateway.clone(),
+        dns_servers: configuration.dns_servers.clone(),
+    })?;
+    let volumes: Vec<Volume> = configuration
+        .volumes
+        .iter()
+        .map(|volume| Volume {
+            device: volume.device.clone(),
+            mount: volume.mount.clone(),
+            read_only: volume.read_only,
+        })
+        .collect();
+    if !configuration.vm_hash.is_empty() {
+        let name = hostname::from_hash(&configuration.vm_hash)?;
+        hostname::set(&name)?;
+        network::write_hosts(Path::new("/etc"), &name)?;
+    }
+    // A machine without a network device still runs programs that need none.
+    if let Err(error) = network::apply(&plan).await {
+        match error {
+            network::NetworkError::NoDevice => tracing::warn!("{error}"),
+            error => return Err(error.into()),
+        }
+    }
+    network::write_resolv_conf(Path::new("/etc"), &plan)?;
+    if let Some(authorized) = configuration.authorized_keys.as_deref().filter(|keys| !keys.is_empty()) {
+        keys::authorize(Path::new("/root"), authorized)?;
+    }
+    // It may wait for a device, and mount(2) for a disk.
+    tokio::task::spawn_blocking(move || volumes::mount_all(&volumes)).await??;
+    Ok(())
+}

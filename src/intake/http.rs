@@ -1,0 +1,153 @@
+//! HTTP/1.1 and HTTP/2 (with prior knowledge, h2c) over TCP: what a developer's machine and a pod have.
+
+mod problem;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::Handler;
+use crate::event::{Body, Event, Failure, FailureKind, Reply};
+
+/// How long a client may take to send a request's head (the limit that keeps idle attackers from holding connections).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The pause after accept(2) failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is told of each request once its reply's head is known.
+#[derive(Debug)]
+pub struct Served<'a> {
+    pub method: &'a Method,
+    pub path: &'a str,
+    pub status: StatusCode,
+    /// From the request's head to the reply's head.
+    pub time: Duration,
+    pub failure: Option<&'a Failure>,
+}
+
+/// How requests are taken.
+pub struct Options {
+    /// Told of each request.
+    pub observer: Box<dyn Fn(Served<'_>) + Send + Sync>,
+    /// Whether clients see what failed inside: messages and tracebacks. For development.
+    pub reveal: bool,
+    /// How long requests under way may take once the end is asked for.
+    pub grace: Duration,
+}
+
+/// Serves `listener` until `shutdown`, then lets the requests under way finish.
+///
+/// # Errors
+/// None that last: a connection's errors end that connection.
+pub async fn serve(
+    listener: TcpListener,
+    handler: Handler,
+    options: Options,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let server = listener.local_addr()?;
+    let options = Arc::new(options);
+    let connections = GracefulShutdown::new();
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    builder.http2().timer(TokioTimer::new());
+    loop {
+        let (stream, client) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!("can't accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            () = shutdown.cancelled() => break,
+        };
+        let service = {
+            let (handler, options) = (handler.clone(), options.clone());
+            service_fn(move |request| answer(request, client, server, handler.clone(), options.clone()))
+        };
+        let connection = builder
+            .serve_connection_with_upgrades(io_of(stream), service)
+            .into_owned();
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            // A client that goes away or sends nonsense is that client's affair.
+            if let Err(error) = pin!(connection).await {
+                tracing::debug!(%client, "connection ended: {error}");
+            }
+        });
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(options.grace, connections.shutdown()).await;
+    Ok(())
+}
+
+fn io_of(stream: TcpStream) -> TokioIo<TcpStream> {
+    // Heads and short bodies are written at once; waiting for more to send with them would only delay.
+    let _ = stream.set_nodelay(true);
+    TokioIo::new(stream)
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    client: SocketAddr,
+    server: SocketAddr,
+    handler: Handler,
+    options: Arc<Options>,
+) -> Result<Response<Body>, Infallible> {
+    let began = Instant::now();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let mut event = Event::http(request.map(Body::stream));
+    event.context.client = Some(client);
+    event.context.server = Some(server);
+    let (response, failure) = match handler(event).await {
+        Ok(Reply::Http(response)) => (response, None),
+        Ok(Reply::Value(value)) => (Response::new(value.into()), None),
+        Err(failure) => (problem::response(&failure, options.reveal), Some(failure)),
+    };
+    (options.observer)(Served {
+        method: &method,
+        path: uri.path_and_query().map_or("/", |path| path.as_str()),
+        status: response.status(),
+        time: began.elapsed(),
+        failure: failure.as_ref(),
+    });
+    Ok(response)
+}
+
+/// Binds `address`, with a sentence that says what to do where that fails.
+///
+/// # Errors
+/// [`Failure`]'s message is meant for the one who chose the address.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                ": another program listens there; choose another with --listen, port 0 for a free one"
+            }
+            io::ErrorKind::PermissionDenied => ": ports below 1024 need privileges; choose a higher one with --listen",
+            _ => "",
+        };
+        Failure::new(
+            FailureKind::Unavailable,
+            format!("can't listen on {address}: {error}{hint}"),
+        )
+    })
+}

@@ -1,0 +1,13 @@
+//! Where events come in. Every intake makes [`Event`]s and hands them to its [`Handler`]; what comes back it puts into
+//! the form that its clients expect.
+
+pub mod aleph;
+pub mod http;
+
+use std::sync::Arc;
+
+use crate::engine::Handling;
+use crate::event::Event;
+
+/// What an intake gives its events to.
+pub type Handler = Arc<dyn Fn(Event) -> Handling + Send + Sync>;

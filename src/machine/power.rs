@@ -1,0 +1,140 @@
+//! The machine's end: everything on its disks, then reboot(2). Firecracker and QEMU run with `reboot=k` and end there;
+//! power-off would leave a Firecracker machine halted and running.
+//!
+//! Only PID 1 ends a machine. Any other process, such as a test or a program on a developer's machine, just exits.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::unistd::{Pid, getpid, sync};
+
+use super::volumes;
+
+/// How long a machine that has failed may take to end.
+const FAILED_DEADLINE: Duration = Duration::from_millis(800);
+
+/// Where a kernel that panics would stand still for ever, makes it restart after a second: should init itself be
+/// killed, nobody would be left to do it. A host that asked for another time (`panic=` on the command line) keeps it.
+pub fn reboot_on_kernel_panic() {
+    const TIMEOUT: &str = "/proc/sys/kernel/panic";
+    let stands_still = fs::read_to_string(TIMEOUT).is_ok_and(|seconds| seconds.trim() == "0");
+    if stands_still && getpid() == Pid::from_raw(1) {
+        // A container's /proc/sys can't be written to, and its kernel is not ours.
+        let _ = fs::write(TIMEOUT, "1\n");
+    }
+}
+
+/// Brings the disks up to date and restarts the machine, with whatever is written by `deadline`. Programs must have
+/// ended before: what they have open can't be unmounted, only made read-only.
+///
+/// Where there is no machine to restart (a container without that right, or a process that is not PID 1), exits with
+/// `exit_code`.
+pub fn restart(deadline: Duration, exit_code: i32) -> ! {
+    if getpid() == Pid::from_raw(1) {
+        within(deadline, || {
+            for (point, errno) in volumes::release_all() {
+                tracing::warn!("{} stays mounted: {errno}", point.display());
+            }
+            sync();
+        });
+        // Comes back only when refused.
+        let _ = reboot(RebootMode::RB_AUTOBOOT);
+    }
+    std::process::exit(exit_code)
+}
+
+/// Ends a machine that has lost its init, within a second: `message` to the console, disks, restart.
+pub fn fail(message: &str) -> ! {
+    let line = format!("polyinit: {message}; restarting the machine\n");
+    within(FAILED_DEADLINE / 4, move || tell(line.as_bytes()));
+    restart(FAILED_DEADLINE * 3 / 4, 70)
+}
+
+/// To standard error, and to the console if that is another place. Either may be stuck.
+fn tell(line: &[u8]) {
+    let _ = io::stderr().write_all(line);
+    let console = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+        .open("/dev/console");
+    if let Ok(mut console) = console
+        && getpid() == Pid::from_raw(1)
+        && !super::console::leads_to_console(&io::stderr())
+    {
+        let _ = console.write_all(line);
+    }
+}
+
+/// Does `work`, which may get stuck in the kernel, for no longer than `deadline`.
+fn within(deadline: Duration, work: impl FnOnce() + Send + 'static) {
+    let (done, wait) = mpsc::channel::<()>();
+    let started = thread::Builder::new().spawn(move || {
+        work();
+        drop(done);
+    });
+    if started.is_ok() {
+        // Disconnected when the work is done.
+        let _ = wait.recv_timeout(deadline);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::isolation::{Namespace, Outcome, outcome};
+    use std::time::Instant;
+
+    // In a PID namespace of its own, reboot(2) ends the namespace with SIGHUP (reboot(2), "Behavior inside PID
+    // namespaces"). The private mounts hold nothing with a block device that could be released.
+    #[test]
+    fn pid_1_restarts() {
+        let ended = outcome(
+            "machine::power::tests::pid_1_restarts",
+            &[Namespace::Pid, Namespace::Mount],
+            || {
+                let base = tempfile::tempdir().expect("a folder");
+                let flags = nix::mount::MsFlags::empty();
+                nix::mount::mount(Some("t"), base.path(), Some("tmpfs"), flags, None::<&str>).expect("a tmpfs");
+                crate::machine::root::tests::switch_to(base.path());
+                restart(Duration::from_secs(5), 3)
+            },
+        );
+        assert!(matches!(ended, Outcome::Signalled(1) | Outcome::Skipped), "{ended:?}");
+    }
+
+    #[test]
+    fn anybody_else_exits() {
+        let ended = outcome("machine::power::tests::anybody_else_exits", &[], || {
+            restart(Duration::from_secs(5), 3)
+        });
+        assert_eq!(ended, Outcome::Ended(3));
+    }
+
+    #[test]
+    fn a_machine_that_fails_ends_within_a_second() {
+        let start = Instant::now();
+        let ended = outcome(
+            "machine::power::tests::a_machine_that_fails_ends_within_a_second",
+            &[],
+            || fail("a test"),
+        );
+        assert_eq!(ended, Outcome::Ended(70));
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn work_that_is_stuck_is_not_waited_for() {
+        let start = Instant::now();
+        within(Duration::from_millis(30), || thread::park());
+        assert!(start.elapsed() < Duration::from_secs(5));
+        let (tell, told) = mpsc::channel();
+        within(Duration::from_secs(20), move || tell.send(1).expect("heard"));
+        assert_eq!(told.try_recv(), Ok(1));
+    }
+}

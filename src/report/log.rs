@@ -1,0 +1,91 @@
+//! The log: one line each on standard error, for people. What programs print goes through it, too, with their
+//! component's name before it.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// The environment variable that says what is logged: `debug`, `polyinit=trace`, `warn,program=off`.
+pub const VARIABLE: &str = "POLYINIT_LOG";
+
+/// Begins to log to `sink`, at least what is as weighty as `level`, unless [`VARIABLE`] says otherwise. The second call
+/// of a process does nothing.
+pub fn begin(sink: impl Write + Send + 'static, level: &str) {
+    let filter = std::env::var(VARIABLE)
+        .ok()
+        .and_then(|filter| EnvFilter::try_new(filter).ok())
+        .unwrap_or_else(|| EnvFilter::new(level));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .event_format(Line)
+        .with_writer(Mutex::new(sink))
+        .try_init();
+}
+
+/// `warning: the message key=value`, or `component | what the program printed`.
+struct Line;
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut parts = Parts::default();
+        event.record(&mut parts);
+        let metadata = event.metadata();
+        if metadata.target() == "program" {
+            return writeln!(writer, "{} | {}", parts.component, parts.message);
+        }
+        let (word, colour) = match *metadata.level() {
+            Level::ERROR => ("error: ", "\x1b[31m"),
+            Level::WARN => ("warning: ", "\x1b[33m"),
+            Level::INFO => ("", ""),
+            Level::DEBUG => ("debug: ", "\x1b[2m"),
+            Level::TRACE => ("trace: ", "\x1b[2m"),
+        };
+        if writer.has_ansi_escapes() && !colour.is_empty() {
+            write!(writer, "{colour}{word}\x1b[0m")?;
+        } else {
+            writer.write_str(word)?;
+        }
+        if !parts.component.is_empty() {
+            write!(writer, "{}: ", parts.component)?;
+        }
+        writeln!(writer, "{}{}", parts.message, parts.rest)
+    }
+}
+
+#[derive(Default)]
+struct Parts {
+    message: String,
+    component: String,
+    rest: String,
+}
+
+impl Visit for Parts {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "component" => self.component.push_str(value),
+            "stream" => {}
+            _ => self.record_debug(field, &value),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a String can't fail.
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            "component" => write!(self.component, "{value:?}"),
+            name => write!(self.rest, " {name}={value:?}"),
+        };
+    }
+}

@@ -1,0 +1,3 @@
+module exec-go
+
+go 1.21

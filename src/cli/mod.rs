@@ -1,6 +1,8 @@
 //! The command line: one file a command.
 
 mod guest;
+#[cfg(feature = "image")]
+mod image;
 mod serve;
 
 use std::path::PathBuf;
@@ -29,6 +31,8 @@ polyinit COMMAND --help says more.";
 enum Command {
     Serve(serve::Serve),
     Guest(guest::Guest),
+    #[cfg(feature = "image")]
+    Image(image::Image),
 }
 
 /// What the command line says, done. The exit code: 0 when all went well, 1 when it did not, 2 when it was not
@@ -43,6 +47,8 @@ pub fn run() -> ExitCode {
         match arguments.command {
             Command::Serve(serve) => serve.run().await,
             Command::Guest(guest) => guest.run().await,
+            #[cfg(feature = "image")]
+            Command::Image(image) => image.run().await,
         }
     });
     match outcome {

@@ -32,7 +32,7 @@ enum Command {
     Serve(serve::Serve),
     Guest(guest::Guest),
     #[cfg(feature = "image")]
-    Image(image::ImageCommand),
+    Image(image::Image),
 }
 
 /// What the command line says, done. The exit code: 0 when all went well, 1 when it did not, 2 when it was not
@@ -48,7 +48,7 @@ pub fn run() -> ExitCode {
             Command::Serve(serve) => serve.run().await,
             Command::Guest(guest) => guest.run().await,
             #[cfg(feature = "image")]
-            Command::Image(command) => image::run(command).await.map_err(Into::into),
+            Command::Image(image) => image.run().await,
         }
     });
     match outcome {

@@ -23,6 +23,8 @@ const CACHED_PACKAGES: &str = "archives";
 const CACHED_SOURCES: &str = "sources.list";
 const APT_LISTS: &str = "/var/lib/apt/lists";
 const APT_PACKAGES: &str = "/var/cache/apt/archives";
+/// What a command of the recipe is announced with among all that mmdebstrap says.
+const COMMAND_MARK: &str = "command ";
 /// How the way to the network is named in an environment (apt and curl both follow them).
 const PROXY_VARIABLES: [&str; 4] = ["http_proxy", "https_proxy", "no_proxy", "all_proxy"];
 
@@ -91,8 +93,8 @@ pub fn bootstrap(
         .args(options(debian))
         .args(cache.map_or(Ok(Vec::new()), cache_options)?);
     command.arg(hook("customize", &format!("tar-in {} /", quoted_path(layer.path())?)));
-    for (index, line) in recipe.commands.iter().enumerate() {
-        command.arg(hook("customize", &in_chroot(index + 1, line.get_ref(), recipe, epoch)));
+    for (number, line) in (1..).zip(&recipe.commands) {
+        command.arg(hook("customize", &in_chroot(number, line.get_ref(), recipe, epoch)));
     }
     command.args([debian.suite.get_ref(), "-"]);
     let sources = match cache {
@@ -210,9 +212,10 @@ fn in_chroot(number: usize, line: &str, recipe: &Recipe, epoch: u32) -> String {
             .map(|(name, value)| format!("{}={}", name.get_ref(), value.get_ref())),
     );
     let variables: Vec<String> = variables.iter().map(|variable| quoted(variable)).collect();
+    let begin = quoted(&format!("{COMMAND_MARK}{number}: {line}"));
     let failed = quoted(&format!("E: command {number} of the recipe failed: {line}"));
     format!(
-        "umask 022; chroot \"$1\" /usr/bin/env -i {variables} /bin/sh -e -c {line} || {{ echo {failed} >&2; exit 1; }}",
+        "umask 022; echo {begin} >&2; chroot \"$1\" /usr/bin/env -i {variables} /bin/sh -e -c {line} || {{ echo {failed} >&2; exit 1; }}",
         variables = variables.join(" "),
         line = quoted(line),
     )
@@ -287,13 +290,17 @@ fn run(mut command: Command, sources: &str, output: &File, progress: Progress<'_
         drop(stdin.write_all(sources.as_bytes()));
     }
     let mut last_words = LastWords::default();
+    let mut in_command = false;
     if let Some(stderr) = child.stderr.take() {
         for line in BufReader::new(stderr).split(b'\n') {
             let line = line.map_err(DebianError::Run)?;
             let line = String::from_utf8_lossy(&line);
             let line = line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default();
-            progress(line.strip_prefix("I: ").unwrap_or(line));
             last_words.hear(line);
+            in_command |= line.starts_with(COMMAND_MARK);
+            if let Some(shown) = worth_showing(line, in_command) {
+                progress(shown);
+            }
         }
     }
     let status = child.wait().map_err(DebianError::Run)?;
@@ -304,6 +311,18 @@ fn run(mut command: Command, sources: &str, output: &File, progress: Progress<'_
             status,
             reason: last_words.reason(),
         })
+    }
+}
+
+/// mmdebstrap's headlines, warnings and errors; and all that the recipe's own commands say, once they began.
+fn worth_showing(line: &str, in_command: bool) -> Option<&str> {
+    match line.split_once(": ") {
+        // Hooks are ours; those that matter announce themselves.
+        Some(("I", text)) => {
+            Some(text).filter(|text| !text.starts_with("running --") && !text.starts_with("running special"))
+        }
+        Some(("E" | "W", _)) => Some(line),
+        _ => in_command.then_some(line),
     }
 }
 

@@ -107,18 +107,6 @@ impl Guest {
         assert_eq!(status.code(), Some(0), "{output}");
         output
     }
-
-    pub fn output(&self) -> String {
-        self.running.output()
-    }
-
-    pub fn id(&self) -> u32 {
-        self.running.id()
-    }
-
-    pub fn wait_for(&self, text: &str) -> String {
-        self.running.wait_for(text)
-    }
 }
 
 async fn read_answer(mut reading: tokio::net::unix::OwnedReadHalf) -> Vec<u8> {

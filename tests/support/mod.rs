@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use client::{Response, get, get_h2, request};
-pub use process::{Running, leftovers};
+pub use process::Running;
 
 /// How long anything that a test waits for may take: much longer than it does, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,10 +51,6 @@ impl Served {
     /// Waits for a line with `text` in it.
     pub fn wait_for(&self, text: &str) -> String {
         self.running.wait_for(text)
-    }
-
-    pub fn id(&self) -> u32 {
-        self.running.id()
     }
 
     /// Tells it to end, as a terminal does, and sees to it that nothing is left.

@@ -53,10 +53,6 @@ impl Running {
         Self { child, mark, output }
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     pub fn output(&self) -> String {
         self.output.text.lock().unwrap().0.clone()
     }
@@ -125,7 +121,7 @@ fn follow(pipe: impl Read + Send + 'static, output: &Arc<Output>) {
 }
 
 /// The living processes that have `mark` in their environment (proc_pid_environ(5)), by their command lines.
-pub fn leftovers(mark: &str) -> Vec<String> {
+fn leftovers(mark: &str) -> Vec<String> {
     let wanted = format!("{MARK}={mark}");
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").unwrap().flatten() {

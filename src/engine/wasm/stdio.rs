@@ -266,7 +266,9 @@ mod tests {
         stdin.ready().await;
         assert_eq!(stdin.clone().read(100).unwrap(), "llo ");
         let mut rest = String::new();
-        tokio::io::AsyncReadExt::read_to_string(&mut stdin, &mut rest).await.unwrap();
+        tokio::io::AsyncReadExt::read_to_string(&mut stdin, &mut rest)
+            .await
+            .unwrap();
         assert_eq!(rest, "world");
         assert!(matches!(stdin.read(1), Err(StreamError::Closed)));
     }

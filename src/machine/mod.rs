@@ -11,6 +11,7 @@
 
 pub mod console;
 pub mod hostname;
+pub mod initramfs;
 pub mod keys;
 pub mod mount_table;
 pub mod mounts;

@@ -70,7 +70,10 @@ async fn main() -> Result<(), Error> {
         Scope::Http(HttpScope {
             path: arguments.path.clone(),
             method: "GET".into(),
-            headers: vec![("host".into(), "example.org".into()), ("user-agent".into(), "drive".into())],
+            headers: vec![
+                ("host".into(), "example.org".into()),
+                ("user-agent".into(), "drive".into()),
+            ],
             ..HttpScope::default()
         })
         .encode()?,
@@ -86,7 +89,15 @@ async fn main() -> Result<(), Error> {
     let thousand = began.elapsed();
     let mut rates = Vec::new();
     for at_once in [1, 8, 64] {
-        rates.push(rate(&arguments.socket, &event, at_once, Duration::from_secs_f64(arguments.seconds)).await?);
+        rates.push(
+            rate(
+                &arguments.socket,
+                &event,
+                at_once,
+                Duration::from_secs_f64(arguments.seconds),
+            )
+            .await?,
+        );
     }
     let resident_after = resident(guest.id());
     let began = Instant::now();
@@ -151,7 +162,12 @@ fn zip_of(folder: &std::path::Path) -> Result<Vec<u8>, Error> {
 }
 
 /// Events in a second, so many at once, and the median and 99th percentile of their times in microseconds.
-async fn rate(socket: &std::path::Path, event: &Arc<Vec<u8>>, at_once: usize, time: Duration) -> Result<serde_json::Value, Error> {
+async fn rate(
+    socket: &std::path::Path,
+    event: &Arc<Vec<u8>>,
+    at_once: usize,
+    time: Duration,
+) -> Result<serde_json::Value, Error> {
     let stop = Arc::new(AtomicBool::new(false));
     let began = Instant::now();
     let clients: Vec<_> = (0..at_once)
@@ -202,5 +218,6 @@ async fn exchange(socket: &std::path::Path, wire: &[u8]) -> Result<Vec<u8>, Erro
 fn resident(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or_default()
 }

@@ -156,7 +156,7 @@ async fn the_reply_vectors_are_what_we_answer_with() {
     assert_eq!(error, "boom");
     // Byte for byte, since the host knows no other form.
     assert_eq!(
-        EventAnswer::Failure { error, traceback }.encode(),
+        EventAnswer::Failure { error, traceback }.encode(b""),
         vector("reply-error.msgpack")
     );
 }

@@ -82,6 +82,15 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
     }))
 }
 
+/// Compiles the Wasm file at `path` ahead of time, for every machine of this architecture: the content of a `.cwasm`
+/// file, which starts without a compiler's time and memory. Takes seconds for a large program.
+///
+/// # Errors
+/// [`StartError`] if the file can't be read or is no valid WebAssembly.
+pub fn compile(path: &Path) -> Result<Vec<u8>, StartError> {
+    load::compile(&runtime::portable_compiler()?, path)
+}
+
 fn prepare(path: &Path, shown: &str, cache: Option<&Path>) -> Result<(&'static Runtime, Linked), StartError> {
     let runtime = runtime::runtime()?;
     let code = load::load(&runtime.engine, path, cache)?;

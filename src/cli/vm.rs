@@ -181,7 +181,11 @@ impl Machine {
         };
         if let ConfigurationAnswer::Failure { error, traceback } = answer {
             let traceback = traceback.trim_end();
-            let account = if traceback.is_empty() || traceback == error { String::new() } else { format!("\n{traceback}") };
+            let account = if traceback.is_empty() || traceback == error {
+                String::new()
+            } else {
+                format!("\n{traceback}")
+            };
             return Err(format!("the program was not started: {error}{account}").into());
         }
         say(&format!("configured after {}", milliseconds(began.elapsed())));
@@ -278,7 +282,9 @@ impl Machine {
                 };
                 // The machine's Python may have modules that this host has not: what isn't found here may be there.
                 match program::open(path, &hint, &workspace.join("unpacked")) {
-                    Ok(components) => components.iter().any(|component| component.engine == EngineKind::Python),
+                    Ok(components) => components
+                        .iter()
+                        .any(|component| component.engine == EngineKind::Python),
                     Err(_) => entrypoint.contains(':'),
                 }
             }
@@ -298,7 +304,9 @@ struct Drives {
 
 impl Drives {
     fn add(&mut self, path: PathBuf, mount: String, read_only: bool) -> Result<(), CommandError> {
-        let letter = ('b'..='z').nth(self.drives.len()).ok_or("there are more volumes than a machine may have: 25")?;
+        let letter = ('b'..='z')
+            .nth(self.drives.len())
+            .ok_or("there are more volumes than a machine may have: 25")?;
         self.volumes.push(Volume {
             mount,
             device: format!("vd{letter}"),
@@ -345,7 +353,8 @@ mod tests {
 
     #[test]
     fn volumes_are_read_only_unless_they_say_otherwise() {
-        let read = |text| volume(text).map(|volume| (volume.path.display().to_string(), volume.mount, volume.read_only));
+        let read =
+            |text| volume(text).map(|volume| (volume.path.display().to_string(), volume.mount, volume.read_only));
         assert_eq!(read("./a:/b").unwrap(), ("./a".into(), "/b".into(), true));
         assert_eq!(read("a:b:/c:rw").unwrap(), ("a:b".into(), "/c".into(), false));
         assert!(read("a:b").is_err());

@@ -123,6 +123,11 @@ mod tests {
         };
         let configuration = configuration(&hardware).unwrap();
         assert_eq!(configuration["boot-source"]["initrd_path"], "/run/m/initramfs");
-        assert!(!configuration["boot-source"]["boot_args"].as_str().unwrap().contains("root="));
+        assert!(
+            !configuration["boot-source"]["boot_args"]
+                .as_str()
+                .unwrap()
+                .contains("root=")
+        );
     }
 }

@@ -131,7 +131,10 @@ mod tests {
     fn answer(headers: &[(&'static str, &'static str)]) -> HttpAnswer {
         HttpAnswer {
             status: 200,
-            headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            headers: headers
+                .iter()
+                .map(|(name, value)| ((*name).into(), (*value).into()))
+                .collect(),
             body: "hello".into(),
         }
     }

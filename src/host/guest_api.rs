@@ -53,7 +53,10 @@ async fn connection(mut stream: UnixStream, api: Option<PathBuf>) {
             .header(http::header::CONTENT_TYPE, "text/plain; charset=utf-8")
             .body(Full::<&[u8]>::new(explanation.as_bytes()))
     });
-    if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await {
+    if let Err(error) = http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+    {
         tracing::debug!("guest API: {error}");
     }
 }

@@ -143,7 +143,10 @@ pub(super) async fn start(
         environment: Vec::new(),
         channel,
     };
-    launch.start().await.map_err(|source| StartError::Start { program, source })
+    launch
+        .start()
+        .await
+        .map_err(|source| StartError::Start { program, source })
 }
 
 /// The name of `path` as text.

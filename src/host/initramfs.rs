@@ -64,9 +64,14 @@ pub fn write(path: &Path, modules: &[PathBuf], device: &str, filesystem: &str) -
             .mode(0o755)
             .set_mode_file_type(ModeFileType::Regular);
         let mut entry = builder.write(&mut archive, size);
-        entry.write_all(content).and_then(|()| entry.finish()).map_err(write_error)?;
+        entry
+            .write_all(content)
+            .and_then(|()| entry.finish())
+            .map_err(write_error)?;
     }
-    trailer(&mut archive).and_then(|archive| archive.flush()).map_err(write_error)
+    trailer(&mut archive)
+        .and_then(|archive| archive.flush())
+        .map_err(write_error)
 }
 
 /// Numbers instead of names: modules are files of the root directory there, and two folders may have the same name.
@@ -86,7 +91,12 @@ fn is_dynamic(elf: &[u8]) -> bool {
     const PT_INTERP: [u8; 4] = 3_u32.to_le_bytes();
     let field = |at: usize, width: usize| -> Option<usize> {
         let bytes = elf.get(at..at + width)?;
-        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte)))
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | usize::from(*byte)),
+        )
     };
     let (Some(table), Some(size), Some(count)) = (field(32, 8), field(54, 2), field(56, 2)) else {
         return false;
@@ -137,6 +147,9 @@ mod tests {
         assert_eq!(found[0].0, "init");
         assert_eq!(found[1].0, "boot.plan");
         assert_eq!(found[1].1, b"module /0.ko\nmodule /1.ko\nroot /dev/vda squashfs\n");
-        assert_eq!(found[2..], [("0.ko".into(), b"b.ko".to_vec()), ("1.ko".into(), b"a.ko".to_vec())]);
+        assert_eq!(
+            found[2..],
+            [("0.ko".into(), b"b.ko".to_vec()), ("1.ko".into(), b"a.ko".to_vec())]
+        );
     }
 }

@@ -99,7 +99,9 @@ mod tests {
 
     #[test]
     fn a_named_kernel_that_is_missing_is_an_error() {
-        let error = Kernel::find(Some(Path::new("/nowhere/vmlinux"))).unwrap_err().to_string();
+        let error = Kernel::find(Some(Path::new("/nowhere/vmlinux")))
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "there is no kernel at /nowhere/vmlinux, where --kernel says");
     }
 }

@@ -196,10 +196,12 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<UnixStream, Error> {
-        let mut stream = UnixStream::connect(&self.socket).await.map_err(|source| Error::Connect {
-            socket: self.socket.clone(),
-            source,
-        })?;
+        let mut stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| Error::Connect {
+                socket: self.socket.clone(),
+                source,
+            })?;
         let act = "the VMM connected to it";
         stream
             .write_all(format!("CONNECT {PORT}\n").as_bytes())

@@ -120,8 +120,14 @@ mod tests {
         module(folder.path(), "kernel/virtio_ring.ko", "");
         module(folder.path(), "kernel/unrelated.ko", "");
         let order = in_load_order(folder.path(), &["virtio", "built_in", "virtio_net"]).unwrap();
-        let names: Vec<_> = order.iter().map(|path| path.file_stem().unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["virtio_ring", "virtio", "failover", "net-failover", "virtio_net"]);
+        let names: Vec<_> = order
+            .iter()
+            .map(|path| path.file_stem().unwrap().to_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            ["virtio_ring", "virtio", "failover", "net-failover", "virtio_net"]
+        );
     }
 
     #[test]
@@ -129,6 +135,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         module(folder.path(), "a.ko", "b");
         module(folder.path(), "b.ko", "a");
-        assert!(in_load_order(folder.path(), &["a"]).unwrap_err().to_string().contains("depends on itself"));
+        assert!(
+            in_load_order(folder.path(), &["a"])
+                .unwrap_err()
+                .to_string()
+                .contains("depends on itself")
+        );
     }
 }

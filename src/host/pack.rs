@@ -44,9 +44,15 @@ pub enum Error {
     #[error("can't write {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("can't pack {} into a zip: {source}", path.display())]
-    Zip { path: PathBuf, source: zip::result::ZipError },
+    Zip {
+        path: PathBuf,
+        source: zip::result::ZipError,
+    },
     #[error("can't pack {} into a squashfs: {source}", path.display())]
-    Squashfs { path: PathBuf, source: backhand::BackhandError },
+    Squashfs {
+        path: PathBuf,
+        source: backhand::BackhandError,
+    },
     #[error("{} has a name that is not UTF-8, which a zip can't hold", path.display())]
     Name { path: PathBuf },
     #[error(
@@ -178,13 +184,17 @@ fn zip(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let mut size = 0;
     for item in items(path)? {
-        let name = item.name.to_str().ok_or_else(|| Error::Name { path: item.path.clone() })?;
+        let name = item.name.to_str().ok_or_else(|| Error::Name {
+            path: item.path.clone(),
+        })?;
         let options = SimpleFileOptions::default().unix_permissions(item.mode);
         if item.kind.is_dir() {
             archive.add_directory(name, options).map_err(failed)?;
         } else if item.kind.is_symlink() {
             let target = link_target(&item.path)?;
-            let target = target.to_str().ok_or_else(|| Error::Name { path: item.path.clone() })?;
+            let target = target.to_str().ok_or_else(|| Error::Name {
+                path: item.path.clone(),
+            })?;
             archive.add_symlink(name, target, options).map_err(failed)?;
         } else if item.kind.is_file() {
             let mut file = open(&item.path)?;
@@ -282,7 +292,10 @@ mod tests {
     fn a_folder_becomes_a_zip() {
         let (folder, workspace) = (folder(), tempfile::tempdir().unwrap());
         let packed = program(folder.path(), workspace.path()).unwrap();
-        assert_eq!((packed.encoding, packed.drive, packed.file_name), (Encoding::Zip, None, None));
+        assert_eq!(
+            (packed.encoding, packed.drive, packed.file_name),
+            (Encoding::Zip, None, None)
+        );
         archive::unzip(Cursor::new(packed.code), workspace.path()).unwrap();
         check(workspace.path());
     }
@@ -313,7 +326,10 @@ mod tests {
         let packed = program(&folder.path().join("link.py"), workspace.path()).unwrap();
         assert_eq!(packed.file_name.as_deref(), Some("link.py"));
         archive::unzip(Cursor::new(packed.code), workspace.path()).unwrap();
-        assert_eq!(fs::read_to_string(workspace.path().join("link.py")).unwrap(), "app = 1\n");
+        assert_eq!(
+            fs::read_to_string(workspace.path().join("link.py")).unwrap(),
+            "app = 1\n"
+        );
     }
 
     #[test]

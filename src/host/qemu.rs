@@ -94,7 +94,8 @@ fn arguments_of_qemu(
 ) -> Result<Vec<String>, StartError> {
     let memory = hardware.memory;
     // What runs the vsock shares the guest's memory: hence the memfd.
-    let memory = json!({"qom-type": "memory-backend-memfd", "id": "memory", "size": u64::from(memory) << 20, "share": true});
+    let memory =
+        json!({"qom-type": "memory-backend-memfd", "id": "memory", "size": u64::from(memory) << 20, "share": true});
     let vhost = format!("socket,id=vsock,fd={}", vhost.as_raw_fd());
     let (accelerator, processor, clock) = match accelerator {
         Accelerator::Kvm => ("kvm", "host", String::new()),

@@ -370,7 +370,11 @@ mod tests {
         let mut ext4 = vec![0; 4096];
         ext4[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
         assert_eq!(filesystem(&ext4).unwrap(), "ext4");
-        assert!(filesystem(b"hello").unwrap_err().contains("neither a squashfs nor an ext4"));
+        assert!(
+            filesystem(b"hello")
+                .unwrap_err()
+                .contains("neither a squashfs nor an ext4")
+        );
         assert!(filesystem(b"").unwrap_err().contains("neither a squashfs nor an ext4"));
         assert!(matches!(filesystem_of(folder.path()), Err(Error::NoImage { .. })));
     }

@@ -161,7 +161,12 @@ fn switch_root(plan: &Plan) -> Result<(), Error> {
         // An image without /dev: whoever is /sbin/init there sees to it.
         umount2("/dev", MntFlags::MNT_DETACH).map_err(Error::SwitchRoot)?;
     }
-    for file in plan.modules.iter().map(PathBuf::as_path).chain([Path::new(PLAN), Path::new("/init")]) {
+    for file in plan
+        .modules
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([Path::new(PLAN), Path::new("/init")])
+    {
         // What can't be removed costs memory, nothing else.
         let _ = fs::remove_file(file);
     }

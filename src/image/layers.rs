@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use super::folder::{self, FolderError, Modes};
 use super::init_binary::InitBinary;
 use super::recipe::{Base, Recipe};
-use super::tree::{Content, Entry, Kind, Modes, Tree, TreeError};
+use super::tree::{Content, Entry, Kind, Tree};
 
 /// Where init reads the environment that it gives to every program, one KEY=VALUE a line.
 pub const ENVIRONMENT_FILE: &str = "etc/polyinit/environment";
@@ -35,10 +36,10 @@ const DEVICES: [(&str, u16, u32, u32); 2] = [("dev/console", 0o600, 5, 1), ("dev
 ///
 /// # Errors
 /// A file of the recipe can't be read, or has no place in the tree.
-pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), TreeError> {
+pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), FolderError> {
     // Debian's commands need the files before; there they are in the base already.
     if let Some(files) = recipe.files().filter(|_| !matches!(recipe.base, Base::Debian(_))) {
-        tree.add_folder(&files, Modes::Plain)?;
+        folder::add(tree, &files, Modes::Plain)?;
     }
     if !recipe.environment.is_empty() {
         let lines: String = recipe
@@ -66,5 +67,5 @@ pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), 
             },
         )?;
     }
-    tree.insert(Path::new(INIT), Entry::file(0o755, Content::Path(init.path.clone())))
+    Ok(tree.insert(Path::new(INIT), Entry::file(0o755, Content::Path(init.path.clone())))?)
 }

@@ -4,6 +4,7 @@
 //! command (`polyinit guest`) it does the same for the host's protocol, but in a folder of its own, behind a Unix
 //! socket that speaks as the VMM does: for tests, and for those who write hosts.
 
+mod data;
 mod guest;
 mod place;
 mod shell;
@@ -15,12 +16,11 @@ use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::engine::Settings;
 use crate::guest_api::{self, Bridge};
-use crate::intake::aleph::{self, Guest as _, Limits, Listener};
+use crate::intake::aleph::{Intake, Limits, Listener};
 use crate::machine::{self, console, power, reaper, root};
 use crate::report;
 use crate::wire;
@@ -78,7 +78,7 @@ fn tell_of(machine: &machine::Prepared) {
 }
 
 async fn live_in_machine() -> io::Result<()> {
-    if let Err(error) = machine::network::loopback_up().await {
+    if let Err(error) = machine::network::loopback_up() {
         tracing::warn!("{error}");
     }
     let settings = Settings {
@@ -177,9 +177,8 @@ async fn live(
     settings: Settings,
     limits: Limits,
 ) -> io::Result<()> {
-    let shutdown = CancellationToken::new();
-    let guest = Arc::new(Guest::new(place, settings.clone()));
-    let serving = tokio::spawn(aleph::serve(listener, guest.clone(), limits, shutdown.clone()));
+    let intake = Intake::new(Guest::new(place, settings.clone()), limits);
+    let serving = tokio::spawn(intake.clone().serve(listener));
     match tokio::time::timeout(READY_PATIENCE, ready).await {
         Ok(Ok(())) => report::stage("ready"),
         Ok(Err(error)) => tracing::warn!("the host was not told that we are ready: {error}"),
@@ -192,8 +191,8 @@ async fn live(
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = serving => {}
-        _ = terminate.recv() => guest.halt().await,
-        _ = interrupt.recv() => guest.halt().await,
+        _ = terminate.recv() => intake.halt().await,
+        _ = interrupt.recv() => intake.halt().await,
     }
     report::stage("halted");
     Ok(())

@@ -18,6 +18,8 @@ pub mod cli;
 pub mod engine;
 pub mod event;
 pub mod guest_api;
+#[cfg(feature = "host")]
+pub mod host;
 #[cfg(feature = "image")]
 pub mod image;
 pub mod init;

@@ -4,6 +4,8 @@ mod guest;
 #[cfg(feature = "image")]
 mod image;
 mod serve;
+#[cfg(feature = "host")]
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +33,8 @@ polyinit COMMAND --help says more.";
 enum Command {
     Serve(serve::Serve),
     Guest(guest::Guest),
+    #[cfg(feature = "host")]
+    Vm(vm::Machine),
     #[cfg(feature = "image")]
     Image(image::Image),
 }
@@ -47,6 +51,8 @@ pub fn run() -> ExitCode {
         match arguments.command {
             Command::Serve(serve) => serve.run().await,
             Command::Guest(guest) => guest.run().await,
+            #[cfg(feature = "host")]
+            Command::Vm(machine) => machine.run().await,
             #[cfg(feature = "image")]
             Command::Image(image) => image.run().await,
         }

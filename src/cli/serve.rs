@@ -19,7 +19,7 @@ use crate::report;
 use crate::router::{Router, Running};
 
 /// How long requests under way, and then the program, may take to end.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// Run a program on this machine and offer it over HTTP/1.1 and HTTP/2 (h2c).
 ///
@@ -163,13 +163,13 @@ fn why(program: &str, engine: &str) -> String {
 }
 
 /// One line for people, at once. That nobody reads it is no reason to end.
-fn say(line: &str) {
+pub(super) fn say(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
 }
 
-fn tell(served: &Served<'_>, quiet: bool) {
+pub(super) fn tell(served: &Served<'_>, quiet: bool) {
     if let Some(failure) = served.failure {
         tracing::warn!("{} {}: {failure}", served.method, served.path);
         if let Some(traceback) = &failure.traceback {
@@ -194,20 +194,20 @@ fn tell(served: &Served<'_>, quiet: bool) {
 }
 
 /// Ctrl-C and SIGTERM.
-struct Stop {
+pub(super) struct Stop {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Stop {
-    fn listen() -> io::Result<Self> {
+    pub(super) fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
     }
 
-    async fn asked(&mut self) {
+    pub(super) async fn asked(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

@@ -118,4 +118,5 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
 /// Starts the interpreters of this machine ahead of the program that will need one of them.
 pub fn warm_up(settings: &Settings) {
     python::warm_up(&settings.warm, settings);
+    node::warm_up(&settings.warm, settings);
 }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio_util::task::TaskTracker;
+use bytes::Bytes;
 
+use super::data::Data;
 use super::place::{Place, PlaceError};
 use super::shell;
 use crate::engine::{self, Settings, StartError};
@@ -19,10 +20,7 @@ use crate::report;
 use crate::router::{Router, Running};
 use crate::wire::{Configuration, ConfigurationAnswer, Encoding};
 
-/// How long events under way may take once the host says halt.
-const IN_FLIGHT_GRACE: Duration = Duration::from_millis(1500);
-
-/// How long the program may take to shut down after that. The host gives 5 s for everything.
+/// How long the program may take to shut down. The host gives 5 s for everything.
 const STOP_GRACE: Duration = Duration::from_millis(2000);
 
 /// The program's name for its own address, and where it finds the guest API (the network's SDK reads these).
@@ -32,7 +30,7 @@ pub struct Guest {
     place: Place,
     settings: Settings,
     state: Mutex<State>,
-    in_flight: TaskTracker,
+    data: Data,
 }
 
 enum State {
@@ -40,16 +38,18 @@ enum State {
     Unconfigured,
     Configuring,
     Running(Arc<Router>),
-    Halted,
+    /// With what is still to be stopped.
+    Halted(Option<Arc<Router>>),
 }
 
 impl Guest {
     pub fn new(place: Place, settings: Settings) -> Self {
+        let data = Data::new(place.path("/data"));
         Self {
             place,
             settings,
             state: Mutex::new(State::Unconfigured),
-            in_flight: TaskTracker::new(),
+            data,
         }
     }
 
@@ -59,10 +59,8 @@ impl Guest {
 
     async fn set_up(&self, configuration: Configuration) -> Result<Router, PlaceError> {
         self.place.set_up(&configuration).await?;
-        if let Some(data) = configuration.input_data.as_deref().filter(|data| !data.is_empty()) {
-            archive::unzip(Cursor::new(data), &self.place.path("/data"))
-                .map_err(|error| format!("input_data: {error}"))?;
-        }
+        self.data
+            .fill(configuration.input_data.as_deref().map_or(&[], Vec::as_slice))?;
         let components = self.unpack(&configuration)?;
         let settings = self.settings_for(&configuration);
         let started = components.into_iter().map(|component| {
@@ -195,21 +193,29 @@ impl aleph::Guest for Guest {
             State::Running(router) => router.clone(),
             State::Unconfigured => return unavailable("this machine has no configuration yet, so no program"),
             State::Configuring => return unavailable("the program is still being started"),
-            State::Halted => return unavailable("this machine is being halted"),
+            State::Halted(_) => return unavailable("this machine is being halted"),
         };
-        self.in_flight.track_future(router.handle(event)).await
+        router.handle(event).await
+    }
+
+    async fn output_data(&self) -> Bytes {
+        self.data.changed().await
+    }
+
+    fn close(&self) {
+        let mut state = self.state();
+        *state = match std::mem::replace(&mut *state, State::Halted(None)) {
+            State::Running(router) => State::Halted(Some(router)),
+            _ => State::Halted(None),
+        };
     }
 
     async fn halt(&self) {
-        let before = std::mem::replace(&mut *self.state(), State::Halted);
-        self.in_flight.close();
-        if tokio::time::timeout(IN_FLIGHT_GRACE, self.in_flight.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!("{} events are cut off by the halt", self.in_flight.len());
-        }
-        if let State::Running(router) = before {
+        let router = match &mut *self.state() {
+            State::Halted(router) => router.take(),
+            _ => None,
+        };
+        if let Some(router) = router {
             router.stop(STOP_GRACE).await;
         }
         self.settings.warm.clear();

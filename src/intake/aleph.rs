@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::event::{Event, Failure, FailureKind, Reply};
 use crate::wire::{Configuration, ConfigurationAnswer, EventAnswer, STOPPED};
@@ -32,6 +33,9 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// The pause after accept(2) failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long events under way may take once the host says halt, of the 5 s that it gives for everything.
+const IN_FLIGHT_GRACE: Duration = Duration::from_millis(1500);
+
 /// What stands behind this intake: the machine and its program.
 pub trait Guest: Send + Sync + 'static {
     /// Sets the machine up and starts the program.
@@ -40,110 +44,146 @@ pub trait Guest: Send + Sync + 'static {
     /// Gives an event to the program.
     fn handle(&self, event: Event) -> impl Future<Output = Result<Reply, Failure>> + Send;
 
-    /// Takes no more events, and returns when the program has shut down.
+    /// A zip of the data that the program has left for the host; empty where there is none.
+    fn output_data(&self) -> impl Future<Output = Bytes> + Send;
+
+    /// Takes no more events.
+    fn close(&self);
+
+    /// Returns when the program has shut down.
     fn halt(&self) -> impl Future<Output = ()> + Send;
 
     /// Runs a command line and returns its output.
     fn shell(&self, command: String) -> impl Future<Output = Vec<u8>> + Send;
 }
 
-/// Serves connections until the host says halt or `shutdown` is asked for. When this returns after a halt, the host
-/// has been told.
-pub async fn serve<G: Guest>(listener: Listener, guest: Arc<G>, limits: Limits, shutdown: CancellationToken) {
-    loop {
-        let connection = tokio::select! {
-            connection = listener.accept() => connection,
-            () = shutdown.cancelled() => return,
-        };
-        match connection {
-            Ok(connection) => {
-                let (guest, shutdown) = (guest.clone(), shutdown.clone());
-                tokio::spawn(async move {
-                    let served = async {
-                        let connection = connection.connect(limits.patience).await?;
-                        serve_connection(connection, &*guest, limits, &shutdown).await
-                    };
-                    if let Err(error) = served.await {
-                        // Nobody is there any more to be told.
-                        tracing::debug!("a connection of the host ended: {error}");
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!("can't accept a connection of the host: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-async fn serve_connection<G, C>(
-    mut connection: C,
-    guest: &G,
+/// The intake of one guest.
+pub struct Intake<G> {
+    guest: G,
     limits: Limits,
-    shutdown: &CancellationToken,
-) -> io::Result<()>
-where
-    G: Guest,
-    C: AsyncRead + AsyncWrite + Unpin,
-{
-    match message::read(&mut connection, limits).await {
-        Ok(Message::Configuration(bytes)) => {
-            let answer = match Configuration::decode(&bytes) {
-                Ok(configuration) => guest.configure(configuration).await,
-                Err(error) => refused(&format!("the configuration is not as the protocol has it: {error}")),
-            };
-            finish(connection, &answer.encode()).await
-        }
-        Ok(Message::Event(bytes)) => {
-            let answer = event(guest, &bytes, limits).await;
-            finish(connection, &answer.encode()).await
-        }
-        Ok(Message::Halt) => {
-            guest.halt().await;
-            for word in STOPPED {
-                connection.write_all(word).await?;
-            }
-            connection.shutdown().await?;
-            shutdown.cancel();
-            Ok(())
-        }
-        Ok(Message::Shell(command)) => {
-            let output = guest.shell(command).await;
-            finish(connection, &output).await
-        }
-        // It connected and went away: a probe.
-        Err(MessageError::Nothing) => Ok(()),
-        Err(MessageError::Io(error)) => Err(error),
-        Err(error) => {
-            let answer = match error {
-                MessageError::Length { .. } | MessageError::ConfigurationEnd { .. } => {
-                    refused(&error.to_string()).encode()
-                }
-                _ => failed(Failure::new(FailureKind::BadEvent, error.to_string())).encode(),
-            };
-            connection.write_all(&answer).await?;
-            connection.shutdown().await?;
-            let _ = tokio::time::timeout(DRAIN, tokio::io::copy(&mut connection, &mut tokio::io::sink())).await;
-            Ok(())
-        }
-    }
+    in_flight: TaskTracker,
+    /// The host has said halt and has been told that it is done.
+    halted: CancellationToken,
 }
 
-async fn event<G: Guest>(guest: &G, bytes: &Bytes, limits: Limits) -> EventAnswer {
-    let event = match translate::event(bytes) {
-        Ok(event) => event,
-        Err(failure) => return failed(failure),
-    };
-    let id = event.context.id;
-    let reply = match guest.handle(event).await {
-        Ok(reply) => translate::answer(reply, limits.event).await,
-        Err(failure) => Err(failure),
-    };
-    reply.unwrap_or_else(|failure| {
-        tracing::info!(event = %id, "event failed: {failure}");
-        failed(failure)
-    })
+impl<G: Guest> Intake<G> {
+    pub fn new(guest: G, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            guest,
+            limits,
+            in_flight: TaskTracker::new(),
+            halted: CancellationToken::new(),
+        })
+    }
+
+    /// Serves connections until the host says halt. When this returns, the host has been told that it is done.
+    pub async fn serve(self: Arc<Self>, listener: Listener) {
+        loop {
+            let connection = tokio::select! {
+                connection = listener.accept() => connection,
+                () = self.halted.cancelled() => return,
+            };
+            match connection {
+                Ok(connection) => {
+                    let intake = self.clone();
+                    tokio::spawn(async move {
+                        let served = async {
+                            let connection = connection.connect(intake.limits.patience).await?;
+                            intake.serve_connection(connection).await
+                        };
+                        if let Err(error) = served.await {
+                            // Nobody is there any more to be told.
+                            tracing::debug!("a connection of the host ended: {error}");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("can't accept a connection of the host: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Takes no more events, lets those under way finish, and then the program.
+    pub async fn halt(&self) {
+        self.guest.close();
+        self.in_flight.close();
+        if tokio::time::timeout(IN_FLIGHT_GRACE, self.in_flight.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("{} events are cut off by the halt", self.in_flight.len());
+        }
+        self.guest.halt().await;
+    }
+
+    async fn serve_connection(&self, mut connection: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+        match message::read(&mut connection, self.limits).await {
+            Ok(Message::Configuration(bytes)) => {
+                let answer = match Configuration::decode(&bytes) {
+                    Ok(configuration) => self.guest.configure(configuration).await,
+                    Err(error) => refused(&format!("the configuration is not as the protocol has it: {error}")),
+                };
+                finish(connection, &answer.encode()).await
+            }
+            Ok(Message::Event(bytes)) => {
+                let answered = async {
+                    let answer = self.event(&bytes).await;
+                    finish(connection, &answer).await
+                };
+                self.in_flight.track_future(answered).await
+            }
+            Ok(Message::Halt) => {
+                self.halt().await;
+                for word in STOPPED {
+                    connection.write_all(word).await?;
+                }
+                connection.shutdown().await?;
+                self.halted.cancel();
+                Ok(())
+            }
+            Ok(Message::Shell(command)) => {
+                let output = self.guest.shell(command).await;
+                finish(connection, &output).await
+            }
+            // It connected and went away: a probe.
+            Err(MessageError::Nothing) => Ok(()),
+            Err(MessageError::Io(error)) => Err(error),
+            Err(error) => {
+                let answer = match error {
+                    MessageError::Length { .. } | MessageError::ConfigurationEnd { .. } => {
+                        refused(&error.to_string()).encode()
+                    }
+                    _ => failed(Failure::new(FailureKind::BadEvent, error.to_string())).encode(b""),
+                };
+                connection.write_all(&answer).await?;
+                connection.shutdown().await?;
+                let _ = tokio::time::timeout(DRAIN, tokio::io::copy(&mut connection, &mut tokio::io::sink())).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// The encoded answer to an event.
+    async fn event(&self, bytes: &Bytes) -> Vec<u8> {
+        let event = match translate::event(bytes) {
+            Ok(event) => event,
+            Err(failure) => return failed(failure).encode(b""),
+        };
+        let id = event.context.id;
+        let reply = match self.guest.handle(event).await {
+            Ok(reply) => translate::answer(reply, self.limits.event).await,
+            Err(failure) => Err(failure),
+        };
+        match reply {
+            Ok(answer) => answer.encode(&self.guest.output_data().await),
+            Err(failure) => {
+                tracing::info!(event = %id, "event failed: {failure}");
+                failed(failure).encode(b"")
+            }
+        }
+    }
 }
 
 /// What the host shows of a failure is its traceback, so that one there is, always.

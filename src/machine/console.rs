@@ -17,6 +17,8 @@ use nix::libc;
 use nix::sys::stat::fstat;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
+use super::power::is_machines_init;
+
 /// Gives this process a console where the kernel had none to give (no /dev/console in the image): Rust's start-up code
 /// has put /dev/null in the place of all three standard streams then. To be called once /dev is mounted.
 ///
@@ -53,12 +55,20 @@ pub(super) fn leads_to_console(stream: &dyn AsFd) -> bool {
     matches!((found, fs::metadata("/dev/console")), (Ok(here), Ok(console)) if here == console.rdev())
 }
 
-/// Sets which of the kernel's own messages reach the console: those more urgent than `level`, 1 to 8 (syslog(2)).
-///
-/// # Errors
-/// When /proc is missing or may not be written.
-pub fn set_kernel_log_level(level: u8) -> io::Result<()> {
-    fs::write("/proc/sys/kernel/printk", format!("{level}\n"))
+/// Lets only the kernel's warnings, and worse, onto the machine's console (syslog(2)): each line of its chatter costs
+/// milliseconds there, from "eth0: link up" to "Restarting system". A host that asked for less gets less.
+pub fn quieten_kernel() {
+    const PRINTK: &str = "/proc/sys/kernel/printk";
+    /// The level from which on messages are kept back: 5 is KERN_NOTICE.
+    const NOTICE: u32 = 5;
+    let level = || {
+        let levels = fs::read_to_string(PRINTK).ok()?;
+        levels.split_whitespace().next()?.parse::<u32>().ok()
+    };
+    if is_machines_init() && level().is_some_and(|level| level > NOTICE) {
+        // Without it the machine works as well.
+        let _ = fs::write(PRINTK, format!("{NOTICE}\n"));
+    }
 }
 
 /// The most that waits for a slow console, in bytes.

@@ -6,11 +6,12 @@
 //! ```text
 //! exec of init -> prepare: mounts, console, root, mounts -> reaper::live(life of init)
 //! configuration -> hostname, network, volumes, keys
-//! halt          -> processes::end_all -> power::restart (volumes::release_all, sync, reboot)
+//! halt          -> power::restart (processes::end_all, volumes::release_all, sync, reboot)
 //! ```
 
 pub mod console;
 pub mod hostname;
+pub mod initramfs;
 pub mod keys;
 pub mod mount_table;
 pub mod mounts;
@@ -45,6 +46,7 @@ pub fn prepare() -> Prepared {
     let mut skipped = mounts::mount_kernel();
     skipped.extend(mounts::mount_runtime());
     skipped.extend(mounts::link_devices());
+    console::quieten_kernel();
     power::reboot_on_kernel_panic();
     Prepared { root, skipped }
 }

@@ -7,10 +7,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroI32;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use futures_util::TryStreamExt;
 use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
@@ -166,14 +169,34 @@ impl Interface<Ipv6Addr> {
     }
 }
 
+nix::ioctl_read_bad!(interface_flags, libc::SIOCGIFFLAGS, libc::ifreq);
+nix::ioctl_write_ptr_bad!(set_interface_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+
 /// Brings up `lo`. The kernel gives it 127.0.0.1 and ::1 by itself.
+///
+/// By ioctl (netdevice(7)): that is three system calls, and this is on the way to the ready signal.
 ///
 /// # Errors
 /// When the kernel refuses, for want of rights.
-pub async fn loopback_up() -> Result<(), NetworkError> {
-    let kernel = Kernel::connect()?;
-    let change = LinkUnspec::new_with_name("lo").up().build();
-    kernel.change_link("bringing up lo", change).await
+#[allow(unsafe_code, reason = "ioctl(2)")]
+pub fn loopback_up() -> Result<(), NetworkError> {
+    let refused = |errno| NetworkError::Refused {
+        act: "bringing up lo".to_owned(),
+        errno,
+    };
+    let any_socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).map_err(refused)?;
+    // SAFETY: all zeroes is a valid ifreq, a plain C structure: no name and no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+        *place = *byte as libc::c_char;
+    }
+    // SAFETY: the kernel writes the flags into `request`, which has room for whatever SIOCGIFFLAGS gives.
+    unsafe { interface_flags(any_socket.as_raw_fd(), &raw mut request) }.map_err(refused)?;
+    // SAFETY: SIOCGIFFLAGS has just made the flags the union's valid field.
+    unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+    // SAFETY: the kernel only reads `request`.
+    unsafe { set_interface_flags(any_socket.as_raw_fd(), &raw const request) }.map_err(refused)?;
+    Ok(())
 }
 
 /// Gives the Ethernet device its addresses and default routes, as `plan` has them. Does nothing for a plan without
@@ -407,7 +430,6 @@ mod tests {
     use super::*;
     use crate::machine::isolation::{Namespace, isolated};
     use rtnetlink::LinkDummy;
-    use rtnetlink::packet_route::AddressFamily;
     use rtnetlink::packet_route::link::LinkFlags;
     use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags};
 
@@ -549,7 +571,7 @@ mod tests {
                     // Some kernels let it be bound to while it is down.
                     let reached = || TcpListener::bind("127.0.0.1:0").and_then(|l| TcpStream::connect(l.local_addr()?));
                     reached().expect_err("lo is down");
-                    loopback_up().await.expect("up");
+                    loopback_up().expect("up");
                     reached().expect("lo is up");
 
                     apply(&Plan::default()).await.expect("nothing asked for");
@@ -610,7 +632,7 @@ mod tests {
                     _ => None,
                 })?;
                 let usable = !message.header.flags.contains(AddressHeaderFlags::Tentative);
-                let link_local = message.header.family == AddressFamily::Inet6
+                let link_local = message.header.family == rtnetlink::packet_route::AddressFamily::Inet6
                     && matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
                 (!link_local).then_some((address, message.header.prefix_len, usable))
             })

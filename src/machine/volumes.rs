@@ -276,7 +276,8 @@ fn recognise(device: &File) -> io::Result<Option<&'static FileSystem>> {
 /// Lets go of every block device that can be written to, latest mount first, so that nothing is lost when the machine
 /// ends: unmounts it, or, where something still uses it, makes it read-only. Gives back what could not be helped.
 ///
-/// File systems without a block device end with the machine anyway.
+/// File systems without a block device end with the machine anyway. Only for the machine's own init: a mount made
+/// read-only is read-only for everyone, a container's host included.
 pub fn release_all() -> Vec<(PathBuf, Errno)> {
     let mut mounts = mount_table::read().unwrap_or_default();
     mounts.retain(|one| one.major != 0 && !one.read_only);

@@ -50,9 +50,9 @@ struct Raw<'a> {
     query_string: &'a serde_bytes::Bytes,
     #[serde(default, borrow)]
     headers: Vec<(&'a serde_bytes::Bytes, &'a serde_bytes::Bytes)>,
-    /// `bin` for HTTP, `str` for a message.
+    /// `bin` for HTTP, `str` for a message; nil, too, is a body without content.
     #[serde(default, borrow)]
-    body: &'a serde_bytes::Bytes,
+    body: Option<&'a serde_bytes::Bytes>,
 }
 
 impl Scope {
@@ -69,6 +69,7 @@ impl Scope {
             headers,
             body,
         } = rmp_serde::from_slice::<Envelope>(message)?.scope;
+        let body = body.map_or(&[][..], |body| body);
         match r#type {
             "http" => Ok(Self::Http(HttpScope {
                 path: path.to_owned(),

@@ -84,9 +84,9 @@ pub struct HttpAnswer {
 }
 
 impl EventAnswer {
-    /// Encodes it in the one form that the host takes for each.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(256 + self.body_length());
+    /// Encodes it in the one form that the host takes for each, with a zip of what the program has left in /data.
+    pub fn encode(&self, output_data: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256 + self.body_length() + output_data.len());
         match self {
             Self::Http(http) => {
                 map(&mut out, 4);
@@ -104,14 +104,14 @@ impl EventAnswer {
                     binary(&mut out, value);
                 }
                 body(&mut out, &http.body);
-                rest(&mut out);
+                rest(&mut out, output_data);
             }
             Self::Value(value) => {
                 map(&mut out, 4);
                 text(&mut out, "headers");
                 map(&mut out, 0);
                 body(&mut out, value);
-                rest(&mut out);
+                rest(&mut out, output_data);
             }
             Self::Failure { error, traceback } => {
                 map(&mut out, 3);
@@ -199,11 +199,11 @@ fn body(out: &mut Vec<u8>, bytes: &[u8]) {
     binary(out, bytes);
 }
 
-fn rest(out: &mut Vec<u8>) {
+fn rest(out: &mut Vec<u8>, output_data: &[u8]) {
     text(out, "output");
     out.push(0xc0);
     text(out, "output_data");
-    binary(out, b"");
+    binary(out, output_data);
 }
 
 // Writing to a `Vec` can't fail: there is nothing to tell the caller.
@@ -262,7 +262,7 @@ mod tests {
             },
         ];
         for answer in answers {
-            assert_eq!(EventAnswer::decode(&answer.encode()).unwrap(), answer);
+            assert_eq!(EventAnswer::decode(&answer.encode(b"zip")).unwrap(), answer);
         }
     }
 

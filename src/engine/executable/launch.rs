@@ -1,11 +1,12 @@
 //! From a file to a program that listens.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -22,17 +23,16 @@ use crate::program::{Component, Entrypoint};
 const LOOK_SOONEST: Duration = Duration::from_millis(1);
 const LOOK_LATEST: Duration = Duration::from_millis(50);
 
-/// All it takes to start a program that serves HTTP, once or again.
-#[derive(Debug, Clone)]
-pub struct Recipe {
-    pub component: String,
-    program: PathBuf,
-    arguments: Vec<OsString>,
-    directory: PathBuf,
-    environment: Vec<(String, String)>,
-    conventional_port: u16,
-    start_timeout: Duration,
+/// Something that can be started, again and again, and then serves HTTP.
+pub trait Start: Send + Sync + 'static {
+    /// Starts it and waits until it listens.
+    ///
+    /// # Errors
+    /// The kernel does not start it, it ends before it listens, or it does not listen in time.
+    fn start(&self) -> Starting<'_>;
 }
+
+pub type Starting<'a> = Pin<Box<dyn Future<Output = Result<Listening, StartError>> + Send + 'a>>;
 
 /// A program that was seen to listen.
 #[derive(Debug)]
@@ -42,138 +42,214 @@ pub struct Listening {
     pub addresses: Vec<SocketAddr>,
 }
 
-impl Recipe {
-    pub fn new(component: &Component, settings: &Settings, program: PathBuf, arguments: Vec<OsString>) -> Self {
-        Self {
-            component: component.name.clone(),
-            program,
-            arguments,
-            directory: component.root.clone(),
-            environment: process::environment(component, settings),
-            conventional_port: settings.conventional_port,
-            start_timeout: settings.start_timeout,
-        }
-    }
+/// Where a program may listen.
+#[derive(Debug, Clone)]
+pub struct Ports {
+    /// Told to the program.
+    port: u16,
+    conventional: u16,
+    /// `PORT` and `HOST`, unless the component's environment has them.
+    pub environment: Vec<(String, String)>,
+}
 
-    /// Starts the program and waits until it listens on `$PORT` or on the conventional port.
+impl Ports {
+    /// `$PORT` as the environment of `component` has it, or else a port that is free at the moment.
     ///
     /// # Errors
-    /// The kernel does not start it, it ends before it listens, or it does not listen in time.
-    pub async fn start(&self) -> Result<Listening, StartError> {
-        let name = &self.component;
-        let deadline = Instant::now() + self.start_timeout;
-        let unknown = |error| StartError::new(format!("{name}: can't tell what listens on this machine: {error}"));
-        // Whatever listens already is somebody else's, on whichever port.
-        let others = listen::listeners()
-            .map_err(unknown)?
+    /// Its `PORT` is no port number, or there is no free port.
+    pub fn choose(component: &Component, settings: &Settings) -> Result<Self, StartError> {
+        let name = &component.name;
+        let given = process::environment(component, settings);
+        let given = |wanted: &str| Some(&given.iter().rev().find(|(name, _)| name == wanted)?.1);
+        let mut environment = Vec::new();
+        let port = match given("PORT") {
+            Some(port) => port
+                .parse()
+                .map_err(|_| StartError::new(format!("{name}: PORT={port} in its environment is no port number")))?,
+            None => {
+                let port = listen::free_port()
+                    .map_err(|error| StartError::new(format!("{name}: there is no free port to give it: {error}")))?;
+                environment.push(("PORT".to_owned(), port.to_string()));
+                port
+            }
+        };
+        if given("HOST").is_none() {
+            // Nobody but us has to reach it.
+            environment.push(("HOST".to_owned(), "127.0.0.1".to_owned()));
+        }
+        let conventional = settings.conventional_port;
+        Ok(Self {
+            port,
+            conventional,
+            environment,
+        })
+    }
+}
+
+impl std::fmt::Display for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "port {} ($PORT) or {}", self.port, self.conventional)
+    }
+}
+
+/// Waits until a program that was started listens.
+pub struct Lookout {
+    ports: Ports,
+    /// Sockets that listened before: somebody else's, on whichever port.
+    others: HashSet<u32>,
+    patience: Duration,
+    deadline: Instant,
+}
+
+impl Lookout {
+    /// To be made before the program starts, whose time begins now.
+    ///
+    /// # Errors
+    /// The kernel does not tell what listens.
+    pub fn new(ports: Ports, settings: &Settings) -> io::Result<Self> {
+        let others = listen::listeners()?
             .into_iter()
             .map(|listener| listener.inode)
             .collect();
-        let (ports, environment) = self.ports()?;
-        let mut process = Launch {
-            component: name.clone(),
-            program: self.program.clone(),
-            arguments: self.arguments.clone(),
-            directory: self.directory.clone(),
-            environment,
-            channel: None,
-        }
-        .start()
-        .await
-        .map_err(|error| self.not_started(&error))?;
-        let looking = look(process.leader(), ports, &others);
+        Ok(Self {
+            ports,
+            others,
+            patience: settings.start_timeout,
+            deadline: Instant::now() + settings.start_timeout,
+        })
+    }
+
+    /// Returns when `process`, which people know as `name`, listens. `advice` is for a program that ends instead.
+    ///
+    /// # Errors
+    /// It ends before, or does not listen in time.
+    pub async fn wait(self, mut process: Process, name: &str, advice: &str) -> Result<Listening, StartError> {
+        let leader = process.leader();
         let found = tokio::select! {
-            found = tokio::time::timeout_at(deadline, looking) => found,
-            exit = exit_of(&mut process) => return Err(self.ended_at_start(&process, ports, exit).await),
+            found = tokio::time::timeout_at(self.deadline, self.look(leader)) => found,
+            exit = exit_of(&mut process) => {
+                let ports = &self.ports;
+                return Err(StartError::new(format!("{name} {exit} before it listened on {ports}; {advice}"))
+                    .with_traceback(process.last_words().await));
+            }
         };
         match found {
             Ok(Ok(listener)) => Ok(Listening {
                 process,
                 addresses: listener.reach(),
             }),
-            Ok(Err(error)) => Err(unknown(error)),
-            Err(_) => Err(self.never_listened(&process, ports, &others)),
+            Ok(Err(error)) => Err(blind(name, &error)),
+            Err(_) => Err(self.in_vain(&process, name)),
         }
     }
 
-    /// The ports to look at, `$PORT` first, and the environment that tells it to the program.
-    fn ports(&self) -> Result<([u16; 2], Vec<(String, String)>), StartError> {
-        let mut environment = self.environment.clone();
-        let port = match environment.iter().rev().find(|(name, _)| name == "PORT") {
-            Some((_, port)) => port.parse().map_err(|_| {
-                StartError::new(format!(
-                    "{}: PORT={port} in its environment is no port number",
-                    self.component
-                ))
-            })?,
-            None => {
-                let port = listen::free_port().map_err(|error| {
-                    StartError::new(format!("{}: there is no free port to give it: {error}", self.component))
-                })?;
-                environment.push(("PORT".to_owned(), port.to_string()));
-                port
+    /// Waits until a process of the session that `leader` leads listens on one of the ports.
+    async fn look(&self, leader: Pid) -> io::Result<Listener> {
+        let begin = Instant::now();
+        let ports = [self.ports.port, self.ports.conventional];
+        loop {
+            let mut candidates: Vec<_> = self.new_listeners()?;
+            candidates.retain(|candidate| ports.contains(&candidate.address.port()));
+            if !candidates.is_empty() {
+                let held = listen::sockets_of(leader);
+                candidates.retain(|candidate| held.contains(&candidate.inode));
+                candidates.sort_by_key(|candidate| candidate.address.port() != self.ports.port);
+                if let Some(found) = candidates.first() {
+                    return Ok(*found);
+                }
             }
-        };
-        if !environment.iter().any(|(name, _)| name == "HOST") {
-            // Nobody but us has to reach it.
-            environment.push(("HOST".to_owned(), "127.0.0.1".to_owned()));
+            tokio::time::sleep((begin.elapsed() / 50).clamp(LOOK_SOONEST, LOOK_LATEST)).await;
         }
-        Ok(([port, self.conventional_port], environment))
     }
 
-    fn not_started(&self, error: &io::Error) -> StartError {
-        let why = match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT) if self.program.exists() => {
-                "what it needs to run is not there: the interpreter that its first line names, or the dynamic loader \
-                 (link it statically)"
-            }
-            Some(Errno::ENOENT) => "there is no such file",
-            Some(Errno::ENOEXEC) => "it is made for another kind of machine, or is no executable at all",
-            Some(Errno::EACCES) => "it may not be executed there (chmod +x; not on a file system mounted noexec)",
-            _ => {
-                return StartError::new(format!(
-                    "{}: {} can't be started: {error}",
-                    self.component,
-                    self.program.display()
-                ));
-            }
-        };
-        StartError::new(format!(
-            "{}: {} can't be started: {why} ({error})",
-            self.component,
-            self.program.display()
-        ))
+    fn new_listeners(&self) -> io::Result<Vec<Listener>> {
+        let mut listeners = listen::listeners()?;
+        listeners.retain(|listener| !self.others.contains(&listener.inode));
+        Ok(listeners)
     }
 
-    async fn ended_at_start(&self, process: &Process, [port, conventional]: [u16; 2], exit: String) -> StartError {
-        StartError::new(format!(
-            "{}: {} {exit} before it listened on port {port} ($PORT) or {conventional}; it has to stay in the foreground \
-             and serve HTTP there",
-            self.component,
-            self.program.display(),
-        ))
-        .with_traceback(process.last_words().await)
-    }
-
-    fn never_listened(&self, process: &Process, [port, conventional]: [u16; 2], others: &HashSet<u32>) -> StartError {
+    fn in_vain(&self, process: &Process, name: &str) -> StartError {
         let held = listen::sockets_of(process.leader());
-        let instead: Vec<String> = listen::listeners()
+        let instead: Vec<String> = self
+            .new_listeners()
             .unwrap_or_default()
             .into_iter()
-            .filter(|listener| !others.contains(&listener.inode) && held.contains(&listener.inode))
+            .filter(|listener| held.contains(&listener.inode))
             .map(|listener| listener.address.to_string())
             .collect();
         let instead = match &instead[..] {
             [] => "it listens nowhere".to_owned(),
             addresses => format!("it listens on {}", addresses.join(", ")),
         };
+        let (ports, patience) = (&self.ports, self.patience);
         StartError::new(format!(
-            "{}: {} did not listen on port {port} ($PORT) or {conventional} within {:?}: {instead}",
-            self.component,
-            self.program.display(),
-            self.start_timeout,
+            "{name} did not listen on {ports} within {patience:?}: {instead}"
         ))
         .with_traceback(process.tail().text())
+    }
+}
+
+/// The error of [`Lookout::new`], for people.
+pub fn blind(name: &str, error: &io::Error) -> StartError {
+    StartError::new(format!("{name}: can't tell what listens on this machine: {error}"))
+}
+
+/// An executable file, started as it is.
+pub struct ExecutableFile {
+    component: Component,
+    settings: Settings,
+    file: PathBuf,
+}
+
+impl ExecutableFile {
+    /// # Errors
+    /// There is no such file, or it can't be made executable.
+    pub fn new(component: &Component, settings: &Settings) -> Result<Self, StartError> {
+        Ok(Self {
+            component: component.clone(),
+            settings: settings.clone(),
+            file: executable_file(component)?,
+        })
+    }
+
+    async fn launch(&self) -> Result<Listening, StartError> {
+        let name = format!("{}: {}", self.component.name, self.file.display());
+        let ports = Ports::choose(&self.component, &self.settings)?;
+        let mut environment = process::environment(&self.component, &self.settings);
+        environment.extend(ports.environment.iter().cloned());
+        let lookout = Lookout::new(ports, &self.settings).map_err(|error| blind(&name, &error))?;
+        let launch = Launch {
+            component: self.component.name.clone(),
+            program: self.file.clone(),
+            arguments: Vec::new(),
+            directory: self.component.root.clone(),
+            environment,
+            channel: None,
+        };
+        let process = launch.start().await.map_err(|error| self.not_started(&name, &error))?;
+        lookout
+            .wait(process, &name, "it has to stay in the foreground and serve HTTP there")
+            .await
+    }
+
+    fn not_started(&self, name: &str, error: &io::Error) -> StartError {
+        let why = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT) if self.file.exists() => {
+                "what it needs to run is not there: the interpreter that its first line names, or the dynamic loader \
+                 (link it statically)"
+            }
+            Some(Errno::ENOENT) => "there is no such file",
+            Some(Errno::ENOEXEC) => "it is made for another kind of machine, or is no executable at all",
+            Some(Errno::EACCES) => "it may not be executed there (chmod +x; not on a file system mounted noexec)",
+            _ => return StartError::new(format!("{name} can't be started: {error}")),
+        };
+        StartError::new(format!("{name} can't be started: {why} ({error})"))
+    }
+}
+
+impl Start for ExecutableFile {
+    fn start(&self) -> Starting<'_> {
+        Box::pin(self.launch())
     }
 }
 
@@ -181,7 +257,7 @@ impl Recipe {
 ///
 /// # Errors
 /// There is no such file, or it can't be made executable.
-pub fn executable_file(component: &Component) -> Result<PathBuf, StartError> {
+fn executable_file(component: &Component) -> Result<PathBuf, StartError> {
     let Entrypoint::File(file) = &component.entrypoint else {
         return Err(StartError::new(format!(
             "{}: an executable's entrypoint is a file, not a module",
@@ -224,26 +300,5 @@ async fn exit_of(process: &mut Process) -> String {
     match process.ended().await {
         Ok(exit) => exit.to_string(),
         Err(error) => format!("ended, nobody can tell how ({error}),"),
-    }
-}
-
-/// Waits until a process of the session that `leader` leads listens on one of `ports`, the first one before the others.
-async fn look(leader: Pid, ports: [u16; 2], others: &HashSet<u32>) -> io::Result<Listener> {
-    let begin = Instant::now();
-    loop {
-        let listeners = listen::listeners()?;
-        let mut candidates: Vec<_> = listeners
-            .iter()
-            .filter(|it| ports.contains(&it.address.port()) && !others.contains(&it.inode))
-            .collect();
-        if !candidates.is_empty() {
-            let held = listen::sockets_of(leader);
-            candidates.retain(|candidate| held.contains(&candidate.inode));
-            candidates.sort_by_key(|candidate| candidate.address.port() != ports[0]);
-            if let Some(found) = candidates.first() {
-                return Ok(**found);
-            }
-        }
-        tokio::time::sleep((begin.elapsed() / 50).clamp(LOOK_SOONEST, LOOK_LATEST)).await;
     }
 }

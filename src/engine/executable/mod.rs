@@ -22,8 +22,6 @@ mod supervise;
 mod tests;
 mod upstream;
 
-use std::ffi::OsString;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,46 +31,38 @@ use http::{HeaderName, HeaderValue, Method, Request, Response};
 use super::{Engine, Handling, Settings, StartError, Working};
 use crate::event::{Body, CollectError, Event, Failure, FailureKind, Input, Message, Reply};
 use crate::program::Component;
-use launch::Recipe;
+use launch::ExecutableFile;
 use supervise::{Ended, Supervised};
 use upstream::SendError;
+
+pub use launch::{Listening, Lookout, Ports, Start, Starting, blind};
 
 /// Starts the file that `component` names.
 ///
 /// # Errors
 /// There is no such file, it can't be executed, it ends before it listens, or it does not listen in time.
 pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
-    let program = launch::executable_file(component)?;
-    serve(component, settings, program, Vec::new()).await
+    let start = Arc::new(ExecutableFile::new(component, settings)?);
+    let first = start.start().await?;
+    Ok(serve(component, settings, start, first))
 }
 
-/// Starts `program` with `arguments` as what runs `component`: for languages whose programs serve HTTP themselves.
-///
-/// # Errors
-/// As [`start`].
-pub async fn serve(
-    component: &Component,
-    settings: &Settings,
-    program: PathBuf,
-    arguments: Vec<OsString>,
-) -> Result<Arc<dyn Engine>, StartError> {
-    let recipe = Recipe::new(component, settings, program, arguments);
-    let program = Supervised::start(recipe, settings).await?;
-    let address = program
-        .run()
-        .await
-        .map_err(|failure| StartError::new(failure.message))?
-        .upstream
-        .address();
-    Ok(Arc::new(Executable {
+/// The engine of a component that serves HTTP itself and has been started already; `start` starts it again. For languages
+/// whose programs may do that.
+pub fn serve(component: &Component, settings: &Settings, start: Arc<dyn Start>, first: Listening) -> Arc<dyn Engine> {
+    let description = match first.addresses.first() {
+        Some(address) => format!("serves HTTP on {address}"),
+        None => "serves HTTP".to_owned(),
+    };
+    Arc::new(Executable {
         shared: Arc::new(Shared {
             component: component.name.clone(),
             takes_messages: component.messages,
             body_limit: settings.body_limit,
-            program,
+            program: Supervised::new(&component.name, start, first, settings.event_timeout),
         }),
-        description: format!("serves HTTP on {address}"),
-    }))
+        description,
+    })
 }
 
 struct Executable {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::launch::{Listening, Recipe};
+use super::launch::{Listening, Start};
 use super::upstream::Upstream;
+use crate::engine::StartError;
 use crate::engine::process::Process;
-use crate::engine::{Settings, StartError};
 use crate::event::{Failure, FailureKind};
 
 /// Pauses before a program is started again.
@@ -59,26 +59,22 @@ enum State {
 }
 
 impl Supervised {
-    /// Starts the program, and returns when it listens.
-    ///
-    /// # Errors
-    /// Those of [`Recipe::start`].
-    pub async fn start(recipe: Recipe, settings: &Settings) -> Result<Self, StartError> {
-        let listening = recipe.start().await?;
-        let component = recipe.component.clone();
-        let timeout = settings.event_timeout;
-        let (run, process, ended) = Run::new(listening, timeout);
+    /// Takes a program into care that listens; `start` starts it again.
+    pub fn new(component: &str, start: Arc<dyn Start>, first: Listening, timeout: Duration) -> Self {
+        let component = component.to_owned();
+        let (run, process, ended) = Run::new(first, timeout);
         let (publish, state) = watch::channel(State::Up(run));
         let (stop, stopping) = mpsc::channel(1);
         let supervisor = Supervisor {
-            recipe,
+            component: component.clone(),
+            start,
             timeout,
             publish,
             process: Some(process),
             end: ended,
         };
         tokio::spawn(supervisor.supervise(stopping));
-        Ok(Self { component, state, stop })
+        Self { component, state, stop }
     }
 
     /// The program's present run; of one that is down, the next one, if it comes soon.
@@ -142,7 +138,8 @@ impl Run {
 }
 
 struct Supervisor {
-    recipe: Recipe,
+    component: String,
+    start: Arc<dyn Start>,
     timeout: Duration,
     publish: watch::Sender<State>,
     /// None while the program is down.
@@ -181,7 +178,7 @@ impl Supervisor {
             let listening = loop {
                 tokio::time::sleep(pause).await;
                 pause = (2 * pause).min(LONGEST_PAUSE);
-                match self.recipe.start().await {
+                match self.start.start().await {
                     Ok(listening) => break listening,
                     Err(error) => why = error,
                 }
@@ -189,7 +186,7 @@ impl Supervisor {
             };
             let (run, process, end) = Run::new(listening, self.timeout);
             (self.process, self.end) = (Some(process), end);
-            tracing::info!(component = self.recipe.component, address = %run.upstream.address(), "started again");
+            tracing::info!(component = self.component, address = %run.upstream.address(), "started again");
             self.publish.send_replace(State::Up(run));
         }
     }
@@ -213,7 +210,7 @@ impl Supervisor {
 
     fn down(&self, why: StartError, pause: Duration) {
         tracing::warn!(
-            component = self.recipe.component,
+            component = self.component,
             "down, to be started again in {pause:?}: {why}"
         );
         self.publish.send_replace(State::Down {

@@ -1,8 +1,225 @@
-//! Placeholder of the skeleton commit.
-use crate::engine::{Engine, Settings, StartError};
-use crate::program::Component;
+//! Node programs, in worker processes that need nothing but Node 18 or newer. `worker.js` is the other end of the
+//! channel; it loads the program as its main module and looks at what that offers, in this order:
+//!
+//! | the program | how it gets its events |
+//! |---|---|
+//! | `export default { fetch(request, env, context) }` or `export function fetch` | in frames; replies with a `Response` |
+//! | exports an `http.Server` that does not listen | HTTP, on a port of the worker's choice |
+//! | listens itself (`http.createServer(...).listen(process.env.PORT)`, Express, Fastify) | HTTP, on that port |
+//! | exports a request listener, `(request, response) => ...`, or an Express application | HTTP, as above |
+//! | `export default function (request)` | as `fetch` |
+//! | none of these | HTTP, once it listens on `$PORT` or on the conventional port |
+//!
+//! There is one process in either case: what was loaded to be looked at is what serves. Programs with `fetch` get as
+//! many processes as there are processors; those that listen have one, as when started by hand, and are treated as
+//! any [executable](super::executable) is, restarts included.
+//!
+//! Network messages go to the method `message` beside `fetch` (`export default { fetch, message }`, or
+//! `export function message`): it is called with the message, which is JSON, as a value, and what it returns is the
+//! reply: a string, bytes, a `Response`'s body, or anything else as JSON. A program that listens gets them as executables do.
+//!
+//! `request.url` is a URL as the URL standard has it: `/%2e%2e/x` is `/x` there. `request.signal` is aborted when the
+//! client goes away. `context.waitUntil(promise)` keeps the process alive until the promise is settled.
+
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
 use std::sync::Arc;
 
-pub async fn start(component: &Component, _: &Settings) -> Result<Arc<dyn Engine>, StartError> {
-    Err(StartError::new(format!("{}: no engine yet", component.name)))
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use serde_json::json;
+
+use super::worker::{self, Language, ReplyHead, Warm};
+use super::{Engine, Settings, StartError};
+use crate::event::{Body, Context};
+use crate::program::{Component, Entrypoint};
+
+const WORKER: &str = include_str!("worker.js");
+
+/// Reads the worker's source off the channel and runs it, under a name to know its frames by in stack traces.
+const BOOTSTRAP: &str = "\
+{
+  const fs = require('fs');
+  const channel = Number(process.argv[1]);
+  const take = (count) => {
+    const data = Buffer.alloc(count);
+    for (let length = 0; length < count; ) {
+      const read = fs.readSync(channel, data, length, count - length);
+      if (read === 0) process.exit(0);
+      length += read;
+    }
+    return data;
+  };
+  const source = take(take(4).readUInt32LE()).toString();
+  const run = new (require('vm').Script)(source, { filename: '<polyinit worker>' }).runInThisContext();
+  run({ channel, require, load: (url) => import(url) });
+}";
+
+/// Node, with what it is told beside the component itself.
+struct Node {
+    /// `PORT` and `HOST`, for programs that listen.
+    environment: Vec<(String, String)>,
+}
+
+/// Starts an interpreter that waits for a program, for [`start`] to take. Does nothing where there is no Node.
+pub fn warm_up(warm: &Warm, settings: &Settings) {
+    let environment = Vec::new();
+    warm.put(Arc::new(Node { environment }), settings);
+}
+
+/// Starts the workers of a Node component, or the one that serves HTTP itself.
+///
+/// # Errors
+/// With the program's stack trace where it can't be loaded, and as [`super::executable::start`] where it neither
+/// exports anything nor listens.
+pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
+    let (language, lookout) = serve::prepare(component, settings)?;
+    let first = worker::launch(&language, component, settings).await?;
+    if first.found.listens {
+        return serve::start(component, settings, lookout, first).await;
+    }
+    Ok(worker::with(language, component, settings, first))
+}
+
+impl Language for Node {
+    fn name(&self) -> &'static str {
+        "Node"
+    }
+
+    fn command(&self) -> Vec<OsString> {
+        ["node", "-e", BOOTSTRAP].map(OsString::from).to_vec()
+    }
+
+    fn preamble(&self) -> Vec<u8> {
+        let mut preamble = (WORKER.len() as u32).to_le_bytes().to_vec();
+        preamble.extend_from_slice(WORKER.as_bytes());
+        preamble
+    }
+
+    fn takes_warm(&self, component: &Component) -> bool {
+        // Node reads them once, when it starts.
+        let early = |name: &String| matches!(&name[..], "NODE_OPTIONS" | "NODE_EXTRA_CA_CERTS");
+        !component.environment.keys().any(early)
+    }
+
+    fn load(&self, component: &Component, settings: &Settings) -> Result<Vec<u8>, StartError> {
+        let Entrypoint::File(file) = &component.entrypoint else {
+            return Err(StartError::new(format!(
+                "{}: a Node component begins with a file, \"main.mjs\", or with the folder of its package.json",
+                component.name
+            )));
+        };
+        let environment: Vec<_> = settings
+            .environment
+            .iter()
+            .cloned()
+            .chain(component.environment.clone())
+            .chain(self.environment.iter().cloned())
+            .collect();
+        let load = json!({
+            "root": component.root,
+            "file": file,
+            "environment": environment,
+        });
+        Ok(load.to_string().into_bytes())
+    }
+
+    /// `u32 length of the JSON | [method, scheme, host, target, [name, value, ...], whole] | body, where it is whole`
+    fn encode_request(&self, out: &mut BytesMut, context: &Context, head: &Parts, body: Option<&Bytes>) {
+        let start = out.len();
+        out.put_u32_le(0);
+        out.put_u8(b'[');
+        string(out, head.method.as_str().as_bytes());
+        out.put_u8(b',');
+        string(out, context.scheme.as_bytes());
+        out.put_u8(b',');
+        let host = head.headers.get(http::header::HOST).map(HeaderValue::as_bytes);
+        let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+        string(out, host.or(authority).unwrap_or(b"localhost"));
+        out.put_u8(b',');
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        string(out, target.as_bytes());
+        out.put_slice(b",[");
+        let mut fields = head
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let host = authority
+            .filter(|_| host.is_none())
+            .map(|authority| ("host", authority));
+        let mut comma = false;
+        for (name, value) in host.into_iter().chain(&mut fields) {
+            if comma {
+                out.put_u8(b',');
+            }
+            comma = true;
+            string(out, name.as_bytes());
+            out.put_u8(b',');
+            string(out, value);
+        }
+        out.put_slice(if body.is_some() { b"],true]" } else { b"],false]" });
+        let length = (out.len() - start - 4) as u32;
+        out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+        if let Some(body) = body {
+            out.put_slice(body);
+        }
+    }
+
+    /// `u32 length of the JSON | [status, [name, value, ...]] | body`
+    fn decode_reply(&self, mut payload: Bytes) -> Result<ReplyHead, String> {
+        let other_shape = || "the worker sent a reply of another shape".to_owned();
+        if payload.len() < 4 {
+            return Err(other_shape());
+        }
+        let length = payload.get_u32_le() as usize;
+        if length > payload.len() {
+            return Err(other_shape());
+        }
+        let head = payload.split_to(length);
+        let (status, fields): (u32, Vec<String>) = serde_json::from_slice(&head).map_err(|_| other_shape())?;
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = u16::try_from(status)
+            .ok()
+            .and_then(|status| StatusCode::from_u16(status).ok())
+            .ok_or_else(|| format!("the program's Response has the status {status}"))?;
+        let headers = response.headers_mut();
+        headers.reserve(fields.len() / 2);
+        for field in fields.chunks_exact(2) {
+            let name = HeaderName::from_bytes(field[0].as_bytes())
+                .map_err(|_| format!("the program sent a header named {:?}", field[0]))?;
+            let value = latin_1(&field[1])
+                .ok_or_else(|| format!("the program sent the header {name} with a value that no header may have"))?;
+            headers.append(name, value);
+        }
+        Ok(ReplyHead {
+            response,
+            body: payload,
+        })
+    }
+}
+
+/// Appends bytes as a JSON string of the characters U+0000 to U+00FF, which is how the Fetch standard has header values.
+fn string(out: &mut BytesMut, bytes: &[u8]) {
+    let plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    if bytes.iter().all(plain) {
+        out.put_u8(b'"');
+        out.put_slice(bytes);
+        out.put_u8(b'"');
+        return;
+    }
+    let text: String = bytes.iter().copied().map(char::from).collect();
+    // Writing to memory does not fail.
+    let _ = serde_json::to_writer((&mut *out).writer(), &text);
+}
+
+fn latin_1(text: &str) -> Option<HeaderValue> {
+    if text.is_ascii() {
+        return HeaderValue::from_str(text).ok();
+    }
+    let bytes: Option<Vec<u8>> = text.chars().map(|letter| u8::try_from(letter).ok()).collect();
+    HeaderValue::from_bytes(&bytes?).ok()
 }

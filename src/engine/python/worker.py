@@ -209,7 +209,9 @@ class Exchange:
     async def run(self, scope):
         worker = self.worker
         try:
-            await worker.app(scope, self.receive, self.send)
+            returned = await worker.app(scope, self.receive, self.send)
+            if returned is not None and inspect.isawaitable(returned):
+                await returned
             if not self.finished and not self.disconnected:
                 what = "sent only a part of its reply" if self.status is not None else "sent nothing"
                 self.fail("the program returned but " + what, None)
@@ -336,7 +338,10 @@ class Exchange:
 
 
 class MessageExchange(Exchange):
-    """A network message: the program receives it once, and its first `body` is the answer."""
+    """A network message: the program receives it, and the first thing that it sends is the answer, whatever it is.
+
+    The network's SDK finds the message in the scope, and gives back something to await.
+    """
 
     __slots__ = ()
 
@@ -350,17 +355,16 @@ class MessageExchange(Exchange):
         return {"type": "http.disconnect"}
 
     async def send(self, message):
-        # Programs answer with a body, in the form of an HTTP reply, or with the whole of what they send.
-        if self.finished or message.get("type") == "http.response.start":
+        # A start without a body is what programs send that answer messages in the form of HTTP.
+        if self.finished or isinstance(message, dict) and message.get("type") == "http.response.start":
             return
-        body = message.get("body", message)
-        if isinstance(body, str):
-            body = body.encode()
-        elif not isinstance(body, (bytes, bytearray)):
-            body = json.dumps(body, default=plain).encode()
-        self.status = 200
+        value = message.get("body", message) if isinstance(message, dict) else message
+        if isinstance(value, str):
+            value = value.encode()
+        elif not isinstance(value, (bytes, bytearray)):
+            value = json.dumps(value, default=plain).encode()
         self.finished = True
-        self.worker.channel.write(VALUE, self.stream, body)
+        self.worker.channel.write(VALUE, self.stream, value)
         wake(self.waiters)
 
 
@@ -463,8 +467,10 @@ class Worker:
             }
             self.begin(exchange, scope)
         elif kind == MESSAGE:
-            exchange = MessageExchange(self, stream, str(payload, "utf-8"))
-            self.begin(exchange, {"type": "aleph.message", "asgi": ASGI, "state": self.lifespan.state.copy()})
+            text = str(payload, "utf-8")
+            exchange = MessageExchange(self, stream, text)
+            state = self.lifespan.state.copy()
+            self.begin(exchange, {"type": "aleph.message", "asgi": ASGI, "body": text, "state": state})
         elif kind == PING:
             self.channel.write(PONG, 0)
         elif kind == STOP:

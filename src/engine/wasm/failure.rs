@@ -25,7 +25,10 @@ pub(super) fn ended(error: &wasmtime::Error, log: &Log, refused: Option<Refused>
         ));
     }
     let mut message = match error.downcast_ref::<Trap>() {
-        Some(trap) => format!("the guest trapped: {trap}"),
+        Some(trap) => {
+            let trap = trap.to_string();
+            format!("the guest trapped: {}", trap.trim_start_matches("wasm trap: "))
+        }
         None => format!("the guest failed: {}", error.root_cause()),
     };
     if let Some(refused) = refused {

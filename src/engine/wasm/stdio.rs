@@ -250,7 +250,7 @@ impl AsyncWrite for Stdout {
 mod tests {
     use super::*;
     use http_body_util::StreamBody;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt as _;
 
     fn pieces(pieces: Vec<Result<&'static str, BodyError>>) -> Stdin {
         let frames = pieces
@@ -266,7 +266,9 @@ mod tests {
         stdin.ready().await;
         assert_eq!(stdin.clone().read(100).unwrap(), "llo ");
         let mut rest = String::new();
-        stdin.read_to_string(&mut rest).await.unwrap();
+        tokio::io::AsyncReadExt::read_to_string(&mut stdin, &mut rest)
+            .await
+            .unwrap();
         assert_eq!(rest, "world");
         assert!(matches!(stdin.read(1), Err(StreamError::Closed)));
     }

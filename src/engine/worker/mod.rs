@@ -10,6 +10,7 @@
 
 mod channel;
 mod frame;
+mod launch;
 mod pool;
 mod warm;
 
@@ -24,6 +25,7 @@ use super::{Engine, Settings, StartError};
 use crate::event::{Body, Context};
 use crate::program::Component;
 
+pub use launch::{Launched, launch};
 pub use warm::Warm;
 
 /// What is particular to a language: how its worker is started and how heads look inside the frames.
@@ -36,6 +38,11 @@ pub trait Language: Send + Sync + 'static {
 
     /// What the interpreter reads off the channel before the first frame: the worker itself.
     fn preamble(&self) -> Vec<u8>;
+
+    /// Whether an interpreter that was started ahead will do, for one with this environment.
+    fn takes_warm(&self, _component: &Component) -> bool {
+        true
+    }
 
     /// The payload of the frame that tells the worker what to import.
     ///
@@ -85,5 +92,16 @@ pub async fn start(
     component: &Component,
     settings: &Settings,
 ) -> Result<Arc<dyn Engine>, StartError> {
-    Ok(Arc::new(pool::Workers::start(language, component, settings).await?))
+    let first = launch(&language, component, settings).await?;
+    Ok(with(language, component, settings, first))
+}
+
+/// The engine of `component` whose first worker has been launched already.
+pub fn with(
+    language: Arc<dyn Language>,
+    component: &Component,
+    settings: &Settings,
+    first: Launched,
+) -> Arc<dyn Engine> {
+    Arc::new(pool::Workers::new(language, component, settings, first))
 }

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use super::Language;
 use super::channel::Channel;
 use super::frame::Kind;
+use super::launch::{Launched, last_breath, launch};
 use super::warm::Interpreter;
 use crate::engine::process::Process;
 use crate::engine::{Engine, Handling, Settings, StartError, Working};
@@ -28,9 +29,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// The pause before a worker is started again, doubled each time that this fails.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
-/// How long a worker that closed its channel may take to end.
-const LAST_BREATH: Duration = Duration::from_secs(1);
-
 /// The part of the time to stop that a program gets before it is told by a signal.
 const GENTLE: f64 = 0.8;
 
@@ -41,7 +39,6 @@ struct Pool {
     language: Arc<dyn Language>,
     component: Component,
     settings: Settings,
-    load: Vec<u8>,
     /// What the first worker found in the program.
     found: String,
     most: usize,
@@ -75,31 +72,21 @@ enum Choice {
 }
 
 impl Workers {
-    /// Starts the first worker.
-    ///
-    /// # Errors
-    /// Where there is no interpreter, or the program can't be started.
-    pub async fn start(
-        language: Arc<dyn Language>,
-        component: &Component,
-        settings: &Settings,
-    ) -> Result<Self, StartError> {
-        let mut pool = Pool {
-            load: language.load(component, settings)?,
+    /// Begins with `first`, a worker of this language and component that was launched just now.
+    pub fn new(language: Arc<dyn Language>, component: &Component, settings: &Settings, first: Launched) -> Self {
+        let pool = Pool {
             language,
             component: component.clone(),
             settings: settings.clone(),
-            found: String::new(),
+            found: first.found.found,
             most: settings.workers.unwrap_or(settings.cores.max(2)),
             state: Mutex::default(),
             changed: Notify::new(),
             stopping: watch::Sender::new(None),
         };
-        let (first, found) = pool.start_worker().await?;
-        pool.found = found;
         let pool = Arc::new(pool);
-        pool.clone().adopt(first);
-        Ok(Self(pool))
+        pool.clone().adopt(first.interpreter);
+        Self(pool)
     }
 }
 
@@ -204,7 +191,7 @@ impl Pool {
         let started = self.start_worker().await;
         self.state().starting -= 1;
         match started {
-            Ok((interpreter, _)) => self.adopt(interpreter),
+            Ok(launched) => self.adopt(launched.interpreter),
             Err(error) => {
                 tracing::warn!("{}: one more worker could not be started: {error}", self.component.name);
                 self.changed.notify_waiters();
@@ -213,66 +200,10 @@ impl Pool {
     }
 
     /// Starts a worker and waits until its program can take events.
-    async fn start_worker(&self) -> Result<(Interpreter, String), StartError> {
-        let name = &self.component.name;
-        let mut interpreter = Interpreter::for_component(&self.language, &self.component, &self.settings)
-            .await
-            .map_err(|error| {
-                let command = self.language.command();
-                let program = command
-                    .first()
-                    .map(|program| program.to_string_lossy())
-                    .unwrap_or_default();
-                StartError::new(format!(
-                    "{name}: {program:?} can't be started: {error}. Is {} installed, and on PATH?",
-                    self.language.name()
-                ))
-            })?;
-        let channel = interpreter.channel.clone();
-        channel.tell(Kind::Load, &self.load);
-        let first_word = async {
-            tokio::select! {
-                word = &mut interpreter.started => Ok(word),
-                error = channel.run() => Err(error),
-                () = self.stop_asked() => Err(super::channel::ChannelError::Closed),
-            }
-        };
-        let limit = self.settings.start_timeout;
-        match tokio::time::timeout(limit, first_word).await {
-            Ok(Ok(Ok(Ok(found)))) => {
-                #[derive(serde::Deserialize)]
-                struct Found {
-                    found: String,
-                }
-                let found = serde_json::from_slice::<Found>(&found)
-                    .map(|found| found.found)
-                    .unwrap_or_default();
-                Ok((interpreter, found))
-            }
-            Ok(Ok(Ok(Err(fault)))) => {
-                // It has said why, and ends by itself; its last output is worth a moment.
-                let _ = tokio::time::timeout(LAST_BREATH, interpreter.process.ended()).await;
-                let mut error = StartError::new(format!("{name}: {}", fault.message));
-                error.traceback = fault.traceback;
-                Err(error)
-            }
-            Ok(_) => {
-                let how = last_breath(&mut interpreter.process).await;
-                let words = interpreter.process.last_words().await;
-                Err(StartError::new(format!(
-                    "{name}: the {} worker {how} before its program was ready",
-                    self.language.name()
-                ))
-                .with_traceback(words))
-            }
-            Err(_) => {
-                let words = interpreter.process.tail().text();
-                Err(StartError::new(format!(
-                    "{name}: the program was not ready within {} s",
-                    limit.as_secs_f64()
-                ))
-                .with_traceback(words))
-            }
+    async fn start_worker(&self) -> Result<Launched, StartError> {
+        tokio::select! {
+            launched = launch(&self.language, &self.component, &self.settings) => launched,
+            () = self.stop_asked() => Err(StartError::new(format!("{}: it is being stopped", self.component.name))),
         }
     }
 
@@ -340,7 +271,7 @@ impl Pool {
         while self.stopping.borrow().is_none() {
             tokio::time::sleep(pause).await;
             match self.start_worker().await {
-                Ok((interpreter, _)) => return self.adopt(interpreter),
+                Ok(launched) => return self.adopt(launched.interpreter),
                 Err(error) => {
                     tracing::error!("{error}");
                     let mut failure = self.unavailable(&error.message);
@@ -399,17 +330,5 @@ impl Worker {
             self.blocked.store(false, Ordering::Relaxed);
         }
         back
-    }
-}
-
-/// How a worker ended whose channel is closed; one that lingers is killed.
-async fn last_breath(process: &mut Process) -> String {
-    match tokio::time::timeout(LAST_BREATH, process.ended()).await {
-        Ok(Ok(exit)) => exit.to_string(),
-        Ok(Err(error)) => format!("is gone ({error})"),
-        Err(_) => {
-            let _ = process.stop(Duration::ZERO).await;
-            "closed its channel and was killed".to_owned()
-        }
     }
 }

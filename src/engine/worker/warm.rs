@@ -108,7 +108,9 @@ impl Interpreter {
         component: &Component,
         settings: &Settings,
     ) -> io::Result<Self> {
-        if let Some(warm) = settings.warm.take(&**language) {
+        if language.takes_warm(component)
+            && let Some(warm) = settings.warm.take(&**language)
+        {
             return Ok(warm);
         }
         Self::start(language, &component.name, process::environment(component, settings)).await

@@ -247,11 +247,15 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn waits_for_the_rest_no_longer_than_it_has_patience() {
         let (mut theirs, mut ours) = tokio::io::duplex(64);
         theirs.write_all(b"\x81").await.unwrap();
-        let error = read(&mut ours, Limits::default()).await.unwrap_err();
-        assert_eq!(error.to_string(), "nothing more came for 30 s");
+        let limits = Limits {
+            patience: Duration::from_millis(10),
+            ..Limits::default()
+        };
+        let error = read(&mut ours, limits).await.unwrap_err();
+        assert_eq!(error.to_string(), "nothing more came for 0.01 s");
     }
 }

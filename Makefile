@@ -1,0 +1,55 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both install what is missing (cargo, apt, pip, npm).
+
+TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
+# An image holds nothing but the binary, so the binary holds its C library. Named by target, so that build scripts and
+# procedural macros, which run here, are linked as always.
+export CARGO_BUILD_TARGET := $(TRIPLE)
+export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUSTFLAGS := -C target-feature=+crt-static
+
+POLYINIT := target/$(TRIPLE)/release/polyinit
+IMAGES := target/images
+PACKAGES := target/packages
+
+.PHONY: help build demo test lint bench setup guests vm images clean
+
+help:
+	@echo "make demo    boot a microVM and send one event each to Python, Node, Go, Rust and a message handler"
+	@echo "make test    run everything, microVM included"
+	@echo "make bench   measure, side by side with peers"
+	@echo "make build   build $(POLYINIT), statically linked"
+	@echo "make lint    cargo fmt and cargo clippy"
+
+build: setup
+	cargo build --release
+
+setup:
+	tests/host/setup
+
+guests: setup
+	wasm-examples/build
+
+vm: setup
+	tests/host/get-vm
+
+images: build
+	runtimes/setup
+	mkdir -p $(IMAGES) $(PACKAGES)
+	$(POLYINIT) image build runtimes/wasm -o $(IMAGES)/wasm.squashfs
+	$(POLYINIT) image build runtimes/debian-12 -o $(IMAGES)/debian-12.squashfs --cache $(PACKAGES)
+
+demo: images guests vm
+	bench/demo $(POLYINIT) $(IMAGES)/debian-12.squashfs target/guests/polyglot
+
+test: images guests vm
+	cargo fmt --check
+	cargo test --release
+
+lint:
+	cargo fmt --check
+	cargo clippy --release --all-targets -- -D warnings
+
+bench: build guests
+	bench/run $(POLYINIT)
+
+clean:
+	cargo clean

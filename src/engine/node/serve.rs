@@ -1,0 +1,74 @@
+//! Node programs that serve HTTP themselves: the worker only loads them, and closes its channel when it has.
+
+use std::sync::Arc;
+
+use super::Node;
+use crate::engine::executable::{self, Listening, Lookout, Ports, Start, Starting, blind};
+use crate::engine::worker::{self, Language, Launched};
+use crate::engine::{Engine, Settings, StartError};
+use crate::program::Component;
+
+const ADVICE: &str = "it has to export `fetch`, or to stay in the foreground and serve HTTP there";
+
+struct Server {
+    component: Component,
+    settings: Settings,
+}
+
+/// The engine of a program that `first` has loaded.
+///
+/// # Errors
+/// It ends before it listens, or does not listen in time.
+pub async fn start(
+    component: &Component,
+    settings: &Settings,
+    lookout: Lookout,
+    first: Launched,
+) -> Result<Arc<dyn Engine>, StartError> {
+    let server = Server {
+        component: component.clone(),
+        settings: settings.clone(),
+    };
+    let first = server.listening(lookout, first).await?;
+    Ok(executable::serve(component, settings, Arc::new(server), first))
+}
+
+impl Server {
+    async fn launch(&self) -> Result<Listening, StartError> {
+        let (language, lookout) = prepare(&self.component, &self.settings)?;
+        let launched = worker::launch(&language, &self.component, &self.settings).await?;
+        self.listening(lookout, launched).await
+    }
+
+    async fn listening(&self, lookout: Lookout, launched: Launched) -> Result<Listening, StartError> {
+        let process = launched.interpreter.process;
+        match launched.found.port {
+            Some(port) => Ok(Listening {
+                process,
+                addresses: vec![(std::net::Ipv4Addr::LOCALHOST, port).into()],
+            }),
+            None => {
+                lookout
+                    .wait(process, &format!("{}: it", self.component.name), ADVICE)
+                    .await
+            }
+        }
+    }
+}
+
+impl Start for Server {
+    fn start(&self) -> Starting<'_> {
+        Box::pin(self.launch())
+    }
+}
+
+/// What to tell Node, and how to see where its program listens.
+///
+/// # Errors
+/// As [`Ports::choose`], or the kernel does not tell what listens.
+pub fn prepare(component: &Component, settings: &Settings) -> Result<(Arc<dyn Language>, Lookout), StartError> {
+    let ports = Ports::choose(component, settings)?;
+    let environment = ports.environment.clone();
+    let lookout = Lookout::new(ports, settings).map_err(|error| blind(&component.name, &error))?;
+    Ok((Arc::new(Node { environment }), lookout))
+}

@@ -1,0 +1,110 @@
+//! From a component to a worker whose program can take events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Language;
+use super::frame::Kind;
+use super::warm::Interpreter;
+use crate::engine::process::Process;
+use crate::engine::{Settings, StartError};
+use crate::program::Component;
+
+/// How long a worker that closed its channel may take to end.
+const LAST_BREATH: Duration = Duration::from_secs(1);
+
+/// A worker that has loaded its program.
+pub struct Launched {
+    pub interpreter: Interpreter,
+    pub found: Found,
+}
+
+/// What a worker found in its program.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
+pub struct Found {
+    /// For people: "`app` is an ASGI application".
+    pub found: String,
+    /// The program takes no frames: it serves HTTP itself.
+    #[serde(default)]
+    pub listens: bool,
+    /// Where it does, if the worker knows.
+    #[serde(default)]
+    pub port: Option<u16>,
+}
+
+/// Starts a worker, or takes the one that was started ahead, and waits until its program is loaded.
+///
+/// # Errors
+/// There is no interpreter, the program can't be loaded, or not in time; with what it said.
+pub async fn launch(
+    language: &Arc<dyn Language>,
+    component: &Component,
+    settings: &Settings,
+) -> Result<Launched, StartError> {
+    let name = &component.name;
+    let load = language.load(component, settings)?;
+    let mut interpreter = Interpreter::for_component(language, component, settings)
+        .await
+        .map_err(|error| {
+            let command = language.command();
+            let program = command
+                .first()
+                .map(|program| program.to_string_lossy())
+                .unwrap_or_default();
+            StartError::new(format!(
+                "{name}: {program:?} can't be started: {error}. Is {} installed, and on PATH?",
+                language.name()
+            ))
+        })?;
+    let channel = interpreter.channel.clone();
+    channel.tell(Kind::Load, &load);
+    let first_word = async {
+        tokio::select! {
+            word = &mut interpreter.started => Ok(word),
+            error = channel.run() => Err(error),
+        }
+    };
+    let limit = settings.start_timeout;
+    match tokio::time::timeout(limit, first_word).await {
+        Ok(Ok(Ok(Ok(found)))) => {
+            let found = serde_json::from_slice(&found).unwrap_or_default();
+            Ok(Launched { interpreter, found })
+        }
+        Ok(Ok(Ok(Err(fault)))) => {
+            // It has said why, and ends by itself; its last output is worth a moment.
+            let _ = tokio::time::timeout(LAST_BREATH, interpreter.process.ended()).await;
+            let mut error = StartError::new(format!("{name}: {}", fault.message));
+            error.traceback = match fault.traceback {
+                None => Some(interpreter.process.last_words().await).filter(|words| !words.is_empty()),
+                account => account,
+            };
+            Err(error)
+        }
+        Ok(_) => {
+            let how = last_breath(&mut interpreter.process).await;
+            let words = interpreter.process.last_words().await;
+            let language = language.name();
+            Err(StartError::new(format!(
+                "{name}: the {language} worker {how} before its program was ready"
+            ))
+            .with_traceback(words))
+        }
+        Err(_) => {
+            let words = interpreter.process.tail().text();
+            let seconds = limit.as_secs_f64();
+            Err(StartError::new(format!("{name}: the program was not ready within {seconds} s")).with_traceback(words))
+        }
+    }
+}
+
+/// How a worker ended whose channel is closed; one that lingers is killed.
+pub async fn last_breath(process: &mut Process) -> String {
+    match tokio::time::timeout(LAST_BREATH, process.ended()).await {
+        Ok(Ok(exit)) => exit.to_string(),
+        Ok(Err(error)) => format!("is gone ({error})"),
+        Err(_) => {
+            let _ = process.stop(Duration::ZERO).await;
+            "closed its channel and was killed".to_owned()
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! /data: what the host sends along with a program, and what the program leaves there for the host.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Cursor};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use walkdir::WalkDir;
+use zip::write::SimpleFileOptions;
+
+use super::place::PlaceError;
+use crate::program::archive;
+
+/// The most that goes back with one answer, in bytes before compression.
+const LIMIT: u64 = 10_000_000;
+
+/// The folder, and what was in it when the host last knew.
+pub struct Data {
+    folder: PathBuf,
+    known: Arc<Mutex<Listing>>,
+}
+
+/// For each file its size, and when it was last written to.
+type Listing = BTreeMap<PathBuf, (u64, i64, i64)>;
+
+impl Data {
+    pub fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            known: Arc::default(),
+        }
+    }
+
+    /// Unpacks what the host has sent; empty means nothing.
+    ///
+    /// # Errors
+    /// Where it is no zip, or one that leads outside.
+    pub fn fill(&self, input: &[u8]) -> Result<(), PlaceError> {
+        if !input.is_empty() {
+            archive::unzip(Cursor::new(input), &self.folder).map_err(|error| format!("input_data: {error}"))?;
+        }
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = list(&self.folder);
+        Ok(())
+    }
+
+    /// A zip of the folder, if it is no longer as it was when the host last knew; else empty.
+    pub async fn changed(&self) -> Bytes {
+        // The usual case costs one system call.
+        if !self.folder.exists() {
+            return Bytes::new();
+        }
+        let (folder, known) = (self.folder.clone(), self.known.clone());
+        let zip = tokio::task::spawn_blocking(move || {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = list(&folder);
+            if now == *known {
+                return Ok(Vec::new());
+            }
+            let size: u64 = now.values().map(|(size, ..)| size).sum();
+            if size > LIMIT {
+                return Err(io::Error::other(format!(
+                    "it holds {size} bytes, and {LIMIT} are the limit"
+                )));
+            }
+            let zip = pack(&folder, now.keys())?;
+            *known = now;
+            Ok(zip)
+        });
+        match zip.await {
+            Ok(Ok(zip)) => zip.into(),
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    "what the program left in {} stays there: {error}",
+                    self.folder.display()
+                );
+                Bytes::new()
+            }
+            Err(_) => Bytes::new(),
+        }
+    }
+}
+
+fn list(folder: &Path) -> Listing {
+    let files = WalkDir::new(folder)
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry.file_type().is_file());
+    files
+        .filter_map(|file| {
+            let metadata = file.metadata().ok()?;
+            Some((
+                file.into_path(),
+                (metadata.size(), metadata.mtime(), metadata.mtime_nsec()),
+            ))
+        })
+        .collect()
+}
+
+fn pack<'a>(folder: &Path, files: impl Iterator<Item = &'a PathBuf>) -> io::Result<Vec<u8>> {
+    let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for file in files {
+        let name = file.strip_prefix(folder).unwrap_or(file).to_string_lossy().into_owned();
+        let mode = fs::metadata(file)?.mode();
+        zip.start_file(name, SimpleFileOptions::default().unix_permissions(mode))?;
+        io::copy(&mut File::open(file)?, &mut zip)?;
+    }
+    Ok(zip.finish()?.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn goes_back_only_when_it_changed() {
+        let root = tempfile::tempdir().unwrap();
+        let data = Data::new(root.path().join("data"));
+        assert!(data.changed().await.is_empty());
+        fs::create_dir(&data.folder).unwrap();
+        fs::write(data.folder.join("in.txt"), "sent along").unwrap();
+        data.fill(b"").unwrap();
+        assert!(data.changed().await.is_empty());
+        fs::write(data.folder.join("out.txt"), "result").unwrap();
+        let zip = data.changed().await;
+        archive::unzip(Cursor::new(&zip[..]), &root.path().join("copy")).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("copy/out.txt")).unwrap(), "result");
+        assert!(data.changed().await.is_empty());
+    }
+}

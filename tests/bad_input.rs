@@ -1,0 +1,157 @@
+//! What a user gets to read when something is wrong with what they brought.
+
+use crate::support::{Served, built, folder_with, program};
+
+/// Starts a program that can't be served, and returns what is said of it.
+fn refused(program: impl AsRef<std::path::Path>, arguments: &[&str]) -> String {
+    let (status, output) = Served::launch(program, arguments).end();
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(!output.contains("serving on"), "{output}");
+    assert!(!output.contains("panicked"), "{output}");
+    output
+}
+
+fn says(output: &str, expected: &[&str]) {
+    for expected in expected {
+        assert!(output.contains(expected), "{expected:?} is not said:\n{output}");
+    }
+}
+
+#[test]
+fn a_path_that_is_not_there() {
+    says(
+        &refused("/nowhere/main.py", &[]),
+        &["error: can't read /nowhere/main.py", "No such file"],
+    );
+}
+
+#[test]
+fn a_folder_without_a_program() {
+    let folder = folder_with("notes.txt", "hello");
+    says(
+        &refused(folder.path(), &[]),
+        &["found no program", "notes.txt", "--entrypoint"],
+    );
+}
+
+#[test]
+fn an_entrypoint_that_is_not_there() {
+    let plain = program("asgi-plain");
+    says(
+        &refused(&plain, &["--entrypoint", "other:app"]),
+        &["no entrypoint \"other:app\"", "main.py"],
+    );
+    says(
+        &refused(&plain, &["--entrypoint", "main:nothing"]),
+        &["no 'nothing'", "it has:"],
+    );
+    says(
+        &refused(program("asgi-no-app"), &[]),
+        &["no ASGI application", "entrypoint"],
+    );
+}
+
+#[test]
+fn a_syntax_error_in_the_programs_own_terms() {
+    let output = refused(program("asgi-syntax-error"), &[]);
+    says(&output, &["SyntaxError", "main.py", "line "]);
+    assert!(
+        !output.contains("importlib") && !output.contains("polyinit worker"),
+        "{output}"
+    );
+}
+
+#[test]
+fn an_import_that_is_missing() {
+    let folder = folder_with("main.py", "import nowhere_to_be_found\napp = None\n");
+    let output = refused(folder.path(), &[]);
+    says(&output, &["No module named 'nowhere_to_be_found'", "main.py\", line 1"]);
+}
+
+#[test]
+fn a_lifespan_that_fails() {
+    let output = refused(program("asgi-lifespan-failed"), &[]);
+    says(
+        &output,
+        &["startup failed", "the database at db.example does not answer"],
+    );
+}
+
+#[test]
+fn a_lifespan_that_never_completes() {
+    let folder = folder_with(
+        "main.py",
+        "import asyncio\nasync def app(s, r, t):\n    await asyncio.Event().wait()\n",
+    );
+    let output = refused(folder.path(), &["--start-timeout", "0.5"]);
+    says(&output, &["within 0.5 s"]);
+}
+
+#[test]
+fn a_program_that_ends_while_it_is_imported() {
+    for (code, expected) in [
+        ("raise SystemExit(4)", "sys.exit(4)"),
+        ("import os; os._exit(5)", "exited with status 5"),
+    ] {
+        let folder = folder_with("main.py", code);
+        says(&refused(folder.path(), &[]), &[expected]);
+    }
+}
+
+#[test]
+fn a_wsgi_application() {
+    says(&refused(program("wsgi-app"), &["--entrypoint", "main:app"]), &["WSGI"]);
+}
+
+#[test]
+fn wasm_that_is_none_or_wants_too_much() {
+    says(&refused(built("bad/bad-text.wasm"), &[]), &["no WebAssembly"]);
+    says(&refused(built("bad/bad-import.wasm"), &[]), &["frobnicate"]);
+    refused(built("bad/bad-component-import.wasm"), &[]);
+    refused(built("bad/bad-empty.wasm"), &[]);
+    refused(built("bad/bad-cut.wasm"), &[]);
+    refused(built("bad/bad-no-entry.wasm"), &[]);
+}
+
+#[test]
+fn a_port_in_use() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let plain = program("asgi-plain");
+    let running = crate::support::Running::start(&["serve", plain.to_str().unwrap(), "--listen", &address]);
+    let (status, output) = running.end();
+    assert_eq!(status.code(), Some(1));
+    says(&output, &["can't listen on", &address, "--listen"]);
+}
+
+#[test]
+fn a_zip_that_leads_outside() {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file("../evil.py", zip::write::SimpleFileOptions::default())
+        .unwrap();
+    zip.write_all(b"app = None").unwrap();
+    let folder = folder_with("app.zip", zip.finish().unwrap().into_inner());
+    says(&refused(folder.path().join("app.zip"), &[]), &["../evil.py", "refused"]);
+}
+
+#[test]
+fn an_executable_that_dies_or_never_listens() {
+    let output = refused(program("exec-dies/run.sh"), &[]);
+    says(&output, &["status 7", "giving up"]);
+    let output = refused(program("exec-never-listens/run.sh"), &["--start-timeout", "1"]);
+    says(&output, &["1 s"]);
+}
+
+#[test]
+fn a_manifest_with_a_mistake() {
+    let folder = folder_with("polyinit.toml", "[components.a]\nsuorce = \"x\"\n");
+    says(&refused(folder.path(), &[]), &["polyinit.toml", "line 2", "suorce"]);
+}
+
+#[test]
+fn a_command_line_that_is_not_understood() {
+    let (status, output) = crate::support::Running::start(&["sevre", "x"]).end();
+    assert_eq!(status.code(), Some(2));
+    says(&output, &["serve"]);
+}

@@ -1,0 +1,255 @@
+//! Python programs as people write them: ASGI by the specification, FastAPI, lifespan, and programs with bad manners.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::{Served, folder_with, get, program};
+
+/// Where FastAPI is, as PYTHONPATH: `wasm-examples/build` puts it there.
+pub fn packages() -> String {
+    crate::support::built("packages").to_str().unwrap().to_owned()
+}
+
+fn fastapi() -> Served {
+    let path = format!("PYTHONPATH={}", packages());
+    Served::start(program("fastapi-app"), &["--env", &path])
+}
+
+fn plain(arguments: &[&str]) -> Served {
+    Served::start(program("asgi-plain"), arguments)
+}
+
+#[tokio::test]
+async fn fastapi_routes_queries_models_and_errors() {
+    let app = fastapi();
+    assert_eq!(app.get("/").await.json(), json!({"hello": "world", "notes": 1}));
+    assert_eq!(
+        app.get("/notes/1?shout=true&times=2").await.json()["text"],
+        "WRITTEN AT STARTUP WRITTEN AT STARTUP"
+    );
+    assert_eq!(app.get("/notes/99").await.status, 404);
+    let created = app.post("/notes", r#"{"text": "héllo", "stars": 3}"#).await;
+    assert_eq!(created.status, 201);
+    assert_eq!(created.all("location"), [b"/notes/2"]);
+    assert_eq!(created.json()["text"], "héllo");
+    assert_eq!(app.post("/notes", "{}").await.status, 422);
+    assert_eq!(app.get("/cookies").await.all("set-cookie").len(), 2);
+    let url = app.get("/url?a=%20b").await.json();
+    assert_eq!(url["url"], format!("http://{}/url?a=%20b", app.address));
+    assert_eq!(url["client"], "127.0.0.1");
+    app.stop();
+}
+
+#[tokio::test]
+async fn fastapi_streams_both_ways() {
+    let app = fastapi();
+    let streamed = app.get("/stream").await.text();
+    assert_eq!(streamed.lines().count(), 10);
+    assert_eq!(streamed.lines().last(), Some("piece 9"));
+    let body = vec![b'x'; 5 << 20];
+    let uploaded = app.post("/upload", body).await.json();
+    assert_eq!(uploaded["length"], 5 << 20);
+    assert_eq!(app.get("/large?size=3000000").await.body.len(), 3_000_000);
+    // One that breaks off does not look like one that is whole.
+    assert!(app.get("/stream-breaks").await.text().contains("<broken"));
+    assert_eq!(app.get("/").await.status, 200);
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_program_that_raises_is_answered_with_its_traceback_on_loopback() {
+    let app = plain(&[]);
+    let failed = app.get("/raise").await;
+    assert_eq!(failed.status, 500);
+    assert_eq!(failed.all("content-type"), [b"application/problem+json"]);
+    let problem = failed.json();
+    assert_eq!(problem["detail"], "RuntimeError: this route always fails");
+    let traceback = problem["traceback"].as_str().unwrap();
+    assert!(
+        traceback.contains("main.py") && traceback.contains("raise RuntimeError"),
+        "{traceback}"
+    );
+    assert!(!traceback.contains("polyinit"), "{traceback}");
+    assert_eq!(app.get("/").await.text(), "Hello from plain ASGI\n");
+    app.stop();
+}
+
+#[tokio::test]
+async fn the_scope_has_every_key_of_the_specification() {
+    let app = plain(&[]);
+    let scope = app.get("/scope?x=1&x=%20").await.json();
+    for key in [
+        "type",
+        "asgi",
+        "http_version",
+        "method",
+        "scheme",
+        "path",
+        "raw_path",
+        "query_string",
+        "root_path",
+        "headers",
+        "client",
+        "server",
+        "state",
+        "extensions",
+    ] {
+        assert!(scope.get(key).is_some(), "{key} is missing: {scope}");
+    }
+    assert_eq!(scope["query_string"], "b'x=1&x=%20'");
+    assert_eq!(scope["http_version"], "'1.1'");
+    let globals = app.get("/globals").await.json();
+    assert_eq!(globals["greeting"], "Hello from the module's own globals");
+    assert_eq!(globals["name"], "main");
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_body_in_several_messages_arrives_whole() {
+    let app = plain(&[]);
+    assert_eq!(app.get("/several").await.text().lines().count(), 10);
+    let body: Vec<u8> = (0..3_000_000_u32).map(|at| at as u8).collect();
+    assert!(app.post("/echo", body.clone()).await.body == body);
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_second_receive_waits_for_the_disconnect() {
+    let app = plain(&["--workers", "1"]);
+    // The client reads the first piece, and leaves.
+    let mut stream = tokio::net::TcpStream::connect(&app.address).await.unwrap();
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    stream
+        .write_all(b"GET /disconnect HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut buffer = [0; 1000];
+    let mut seen = String::new();
+    while !seen.contains("waiting for you") {
+        let count = stream.read(&mut buffer).await.unwrap();
+        assert!(count > 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    assert_eq!(app.get("/last-disconnect").await.json(), "waiting");
+    drop(stream);
+    wait_until(async || app.get("/last-disconnect").await.json() == "http.disconnect").await;
+    // And after a reply that is complete.
+    assert_eq!(app.get("/after-reply").await.text(), "done\n");
+    wait_until(async || app.get("/last-disconnect").await.json() == "http.disconnect").await;
+    app.stop();
+}
+
+/// Asks again until it is so: for what happens in the program behind a reply.
+async fn wait_until(done: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + crate::support::PATIENCE;
+    while !done().await {
+        assert!(Instant::now() < deadline, "it does not come about");
+    }
+}
+
+#[tokio::test]
+async fn programs_with_bad_manners_fail_their_own_events_alone() {
+    let app = plain(&["--timeout", "2"]);
+    let silent = app.get("/silent").await;
+    assert_eq!(silent.status, 500);
+    assert!(silent.text().contains("returned but sent nothing"), "{}", silent.text());
+    assert!(app.get("/half").await.text().contains("<broken"));
+    let exit = app.get("/exit").await;
+    assert_eq!(exit.status, 500);
+    assert!(exit.text().contains("sys.exit(3)"), "{}", exit.text());
+    let never = app.get("/never").await;
+    assert_eq!(never.status, 504);
+    assert!(never.text().contains("no reply within 2 s"), "{}", never.text());
+    assert_eq!(app.get("/").await.status, 200);
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_fails_its_event_and_is_replaced() {
+    let app = plain(&["--workers", "1"]);
+    let before = app.get("/globals").await.json()["pid"].clone();
+    let died = app.get("/die").await;
+    assert_eq!(died.status, 502);
+    assert!(died.text().contains("exited with status 9"), "{}", died.text());
+    let after = app.get("/globals").await.json()["pid"].clone();
+    assert_ne!(before, after);
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_program_that_blocks_does_not_keep_others_waiting() {
+    let app = plain(&[]);
+    let blocked = tokio::spawn({
+        let address = app.address.clone();
+        async move { get(&address, "/block?s=5").await.status }
+    });
+    // A worker that has the blocking event is told by its answering no more.
+    wait_until(async || !blocked.is_finished() && app.get("/").await.status == 200).await;
+    let began = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(app.get("/").await.status, 200);
+    }
+    assert!(
+        !blocked.is_finished(),
+        "the others waited for it ({:?})",
+        began.elapsed()
+    );
+    assert_eq!(blocked.await.unwrap(), 200);
+    app.stop();
+}
+
+#[tokio::test]
+async fn lifespan_as_the_specification_has_it() {
+    let app = Served::start(program("asgi-lifespan-spec"), &[]);
+    assert_eq!(app.get("/").await.text(), "lifespan.startup");
+    let output = app.stop();
+    assert!(
+        output.contains("lifespan events: lifespan.startup, lifespan.shutdown"),
+        "{output}"
+    );
+}
+
+#[tokio::test]
+async fn programs_without_lifespan_are_served_all_the_same() {
+    for (name, text) in [
+        ("asgi-lifespan-ignored", "served, lifespan ignored\n"),
+        ("asgi-no-lifespan", "served without lifespan\n"),
+    ] {
+        let app = Served::start(program(name), &[]);
+        assert_eq!(app.get("/").await.text(), text);
+        app.stop();
+    }
+}
+
+#[tokio::test]
+async fn what_a_program_prints_is_in_the_log() {
+    let app = plain(&[]);
+    assert_eq!(app.get("/print").await.status, 200);
+    app.wait_for("asgi-plain | a line on stdout");
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_its_worker() {
+    let folder = folder_with(
+        "main.py",
+        "import asyncio\nrunning = 0\nasync def app(scope, receive, send):\n    global running\n    \
+         assert scope['type'] == 'http'\n    if scope['path'] == '/wait':\n        running += 1\n        try:\n            \
+         await asyncio.Event().wait()\n        finally:\n            running -= 1\n    \
+         await send({'type': 'http.response.start', 'status': 200})\n    \
+         await send({'type': 'http.response.body', 'body': str(running).encode()})\n",
+    );
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let waiting = tokio::spawn({
+        let address = app.address.clone();
+        async move { get(&address, "/wait").await }
+    });
+    wait_until(async || app.get("/").await.text() == "1").await;
+    waiting.abort();
+    let _ = waiting.await;
+    let gone = Instant::now();
+    wait_until(async || app.get("/").await.text() == "0").await;
+    assert!(gone.elapsed() < Duration::from_secs(30));
+    app.stop();
+}

@@ -1,0 +1,109 @@
+//! `polyinit serve`: what it says, how it ends.
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Served, built, folder_with, get_h2, program};
+
+const HELLO: &str = "\
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    await send({'type': 'http.response.start', 'status': 200, 'headers': [(b'content-type', b'text/plain')]})
+    await send({'type': 'http.response.body', 'body': scope['http_version'].encode()})
+";
+
+#[tokio::test]
+async fn says_what_it_found_and_why_and_one_line_a_request() {
+    let folder = folder_with("main.py", HELLO);
+    let app = Served::start(folder.path().join("main.py"), &[]);
+    assert!(
+        app.output()
+            .contains("main.py is a Python file, `app` is an ASGI application → python"),
+        "{}",
+        app.output()
+    );
+    assert_eq!(app.get("/some/path?x=1").await.text(), "1.1");
+    let line = app.wait_for("/some/path?x=1");
+    assert!(
+        line.starts_with("200 GET /some/path?x=1 ") && line.ends_with(" ms"),
+        "{line}"
+    );
+    let output = app.stop();
+    assert!(
+        !output.contains('\x1b'),
+        "colour where there is no terminal: {output:?}"
+    );
+}
+
+#[tokio::test]
+async fn speaks_http2_with_prior_knowledge() {
+    let folder = folder_with("main.py", HELLO);
+    let app = Served::start(folder.path(), &["--quiet"]);
+    let response = get_h2(&app.address, "/").await;
+    assert_eq!(
+        (response.version, response.text().as_str()),
+        (http::Version::HTTP_2, "2")
+    );
+    let output = app.stop();
+    assert!(!output.contains("200 GET"), "{output}");
+}
+
+#[tokio::test]
+async fn ends_cleanly_on_sigterm_with_a_request_under_way() {
+    let app = Served::launch(program("asgi-plain"), &[]);
+    let line = app.wait_for("serving on http://");
+    let address = line.rsplit('/').next().unwrap().to_owned();
+    let waiting = tokio::spawn({
+        let address = address.clone();
+        async move { crate::support::get(&address, "/wait?s=0.3").await.status }
+    });
+    // The request is known to be with the program once a later one is answered.
+    while crate::support::get(&address, "/globals").await.json()["requests_seen"].as_u64() < Some(2) {}
+    app.signal(Signal::SIGTERM);
+    let (status, output) = tokio::task::spawn_blocking(move || app.end()).await.unwrap();
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert_eq!(waiting.await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn serves_folders_zips_and_squashfs() {
+    let folder = folder_with("main.py", HELLO);
+    let zip = folder.path().join("app.zip");
+    std::fs::write(&zip, crate::host::zip_of(&folder.path().join("main.py"))).unwrap();
+    let squashfs = folder.path().join("app.squashfs");
+    let mut image = backhand::FilesystemWriter::default();
+    image
+        .push_file(HELLO.as_bytes(), "main.py", backhand::NodeHeader::default())
+        .unwrap();
+    image.write(&mut std::fs::File::create(&squashfs).unwrap()).unwrap();
+    for path in [folder.path(), &zip, &squashfs] {
+        let app = Served::start(path, &["--entrypoint", "main:app"]);
+        assert_eq!(app.get("/").await.text(), "1.1");
+        app.stop();
+    }
+}
+
+#[tokio::test]
+async fn one_program_of_five_components_in_four_languages() {
+    let path = format!("PYTHONPATH={}", crate::python::packages());
+    let app = Served::start(built("polyglot"), &["--env", &path]);
+    for (path, engine) in [
+        ("/", "node"),
+        ("/api/articles", "python"),
+        ("/search?q=init", "wasm"),
+        ("/chart", "wasm"),
+    ] {
+        let reply = app.get(path).await;
+        assert!(
+            reply.status == 200 || reply.status == 404 && path == "/api/articles",
+            "{path} ({engine}): {reply:?}"
+        );
+    }
+    let nowhere = app.get("/nowhere").await;
+    assert_eq!(nowhere.status, 404);
+    assert!(
+        nowhere.text().contains("no component has a route for /nowhere"),
+        "{}",
+        nowhere.text()
+    );
+    app.stop();
+}

@@ -1,0 +1,86 @@
+//! A program served by the binary, and a client to ask it.
+
+mod client;
+mod process;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use client::{Response, get, get_h2, request};
+pub use process::Running;
+
+/// How long anything that a test waits for may take: much longer than it does, even on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `polyinit serve PROGRAM`, on a free port.
+pub struct Served {
+    running: Running,
+    pub address: String,
+}
+
+impl Served {
+    /// Starts it and waits until it serves.
+    pub fn start(program: impl AsRef<Path>, arguments: &[&str]) -> Self {
+        let running = Self::launch(program, arguments);
+        let line = running.wait_for("serving on http://");
+        let address = line.rsplit('/').next().unwrap().trim().to_owned();
+        Self { running, address }
+    }
+
+    /// Starts it, and waits for nothing.
+    pub fn launch(program: impl AsRef<Path>, arguments: &[&str]) -> Running {
+        let mut all = vec!["serve", program.as_ref().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        all.extend(arguments);
+        Running::start(&all)
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        get(&self.address, path).await
+    }
+
+    pub async fn post(&self, path: &str, body: impl Into<bytes::Bytes>) -> Response {
+        let request = http::Request::post(path).header("content-type", "application/json");
+        client::send(&self.address, request, body.into()).await
+    }
+
+    /// Everything it has printed so far.
+    pub fn output(&self) -> String {
+        self.running.output()
+    }
+
+    /// Waits for a line with `text` in it.
+    pub fn wait_for(&self, text: &str) -> String {
+        self.running.wait_for(text)
+    }
+
+    /// Tells it to end, as a terminal does, and sees to it that nothing is left.
+    pub fn stop(self) -> String {
+        self.running.interrupt();
+        let (status, output) = self.running.end();
+        assert_eq!(status.code(), Some(0), "{output}");
+        output
+    }
+}
+
+/// One of tests/programs.
+pub fn program(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(name)
+}
+
+/// One of the guests and executables that `wasm-examples/build` makes.
+pub fn built(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests").join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: run wasm-examples/build, or make test",
+        path.display()
+    );
+    path
+}
+
+/// A folder with one file in it.
+pub fn folder_with(name: &str, content: impl AsRef<[u8]>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(name), content).unwrap();
+    folder
+}

@@ -6,9 +6,8 @@ use super::folder::{self, FolderError, Modes};
 use super::init_binary::InitBinary;
 use super::recipe::{Base, Recipe};
 use super::tree::{Content, Entry, Kind, Tree};
+use crate::init::image_environment;
 
-/// Where init reads the environment that it gives to every program, one KEY=VALUE a line.
-pub const ENVIRONMENT_FILE: &str = "etc/polyinit/environment";
 /// The first program that the kernel looks for when its command line names none.
 pub const INIT: &str = "sbin/init";
 
@@ -48,7 +47,7 @@ pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), 
             .map(|(name, value)| format!("{}={}\n", name.get_ref(), value.get_ref()))
             .collect();
         tree.insert(
-            Path::new(ENVIRONMENT_FILE),
+            Path::new(image_environment::FILE),
             Entry::file(0o644, Content::Bytes(lines.into_bytes())),
         )?;
     }

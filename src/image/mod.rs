@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The same recipe, packages and init give the same bytes: everything is sorted, has one time stamp, and nothing that
-//! tells of the machine or the day is taken over. Knows nothing of events, programs or machines.
+//! tells of the machine or the day is taken over. Of init it knows the one file that it reads its environment from.
 
 mod archive;
 mod compression;
@@ -27,7 +27,6 @@ pub use debian::DebianError;
 pub use folder::FolderError;
 pub use init_binary::{InitBinary, InitError};
 pub use inspect::{InspectError, Inspection};
-pub use layers::ENVIRONMENT_FILE;
 pub use recipe::{Base, DEFAULT_EPOCH, Debian, FILE_NAME, FILES_FOLDER, Folder, Mistake, Recipe, RecipeError};
 pub use squashfs::SquashfsError;
 pub use tree::TreeError;

@@ -6,6 +6,7 @@
 
 mod data;
 mod guest;
+pub mod image_environment;
 mod place;
 mod shell;
 

@@ -6,6 +6,8 @@ mod support;
 mod aleph;
 mod bad_input;
 mod executable;
+#[cfg(feature = "image")]
+mod image;
 mod node;
 mod python;
 mod serve;

@@ -7,8 +7,8 @@ use backhand::FilesystemCompressor;
 use backhand::compression::{CompressionOptions, Compressor, Zstd};
 use serde::Deserialize;
 
-/// Beyond this level zstd takes many times longer for a few percent.
-const ZSTD_LEVEL: u32 = 15;
+/// Smaller than gzip's best in a fifth of the time; level 15 takes ten times longer for 8 % less (debian-12, 215 MB).
+const ZSTD_LEVEL: u32 = 6;
 
 /// Compression of a squashfs, by the name that its recipe uses.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use backhand::{BackhandError, FilesystemReader, InnerNode, SquashfsFileReader};
 use serde::Serialize;
 
 use super::init_binary;
 use super::layers::INIT;
+use super::links;
 
 /// dpkg's list of what is installed.
 const DPKG_STATUS: &str = "var/lib/dpkg/status";
@@ -17,7 +18,6 @@ const DPKG_STATUS: &str = "var/lib/dpkg/status";
 const RUNTIME_PACKAGES: [&str; 3] = ["python3", "nodejs", "libc6"];
 /// As much of a program or of dpkg's list as is read into memory.
 const MAX_FILE_BYTES: u64 = 256 << 20;
-const MAX_SYMLINKS: usize = 40;
 
 /// What an image holds.
 #[derive(Debug, Serialize)]
@@ -127,36 +127,18 @@ fn content(image: &FilesystemReader<'_>, path: &Path) -> io::Result<Option<Vec<u
 }
 
 fn find<'i>(image: &'i FilesystemReader<'_>, path: &Path) -> Option<&'i SquashfsFileReader> {
-    let mut real = PathBuf::from("/");
-    let mut todo: Vec<PathBuf> = parts_in_reverse(path);
-    let mut links = 0;
-    while let Some(part) = todo.pop() {
-        match part.components().next() {
-            Some(Component::RootDir) => real = PathBuf::from("/"),
-            Some(Component::ParentDir) => drop(real.pop()),
-            Some(Component::Normal(name)) => {
-                let next = real.join(name);
-                match &image.files().find(|node| node.fullpath == next)?.inner {
-                    InnerNode::Symlink(_) if links == MAX_SYMLINKS => return None,
-                    InnerNode::Symlink(link) => {
-                        links += 1;
-                        todo.extend(parts_in_reverse(&link.link));
-                    }
-                    InnerNode::File(file) => return todo.is_empty().then_some(file),
-                    _ => real = next,
-                }
-            }
-            _ => {}
-        }
+    let node = |path: &Path| {
+        let path = Path::new("/").join(path);
+        image.files().find(|node| node.fullpath == path).map(|node| &node.inner)
+    };
+    let real = links::follow(path, |path| match node(path)? {
+        InnerNode::Symlink(link) => Some(link.link.clone()),
+        _ => None,
+    })?;
+    match node(&real)? {
+        InnerNode::File(file) => Some(file),
+        _ => None,
     }
-    None
-}
-
-fn parts_in_reverse(path: &Path) -> Vec<PathBuf> {
-    path.components()
-        .rev()
-        .map(|part| PathBuf::from(part.as_os_str()))
-        .collect()
 }
 
 /// Versions out of dpkg's status file: paragraphs of `Name: value` lines (deb822(5)).

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use super::folder::{self, FolderError, Modes};
 use super::init_binary::InitBinary;
 use super::recipe::{Base, Recipe};
-use super::tree::{Content, Entry, Kind, Modes, Tree, TreeError};
+use super::tree::{Content, Entry, Kind, Tree};
+use crate::init::image_environment;
 
-/// Where init reads the environment that it gives to every program, one KEY=VALUE a line.
-pub const ENVIRONMENT_FILE: &str = "etc/polyinit/environment";
 /// The first program that the kernel looks for when its command line names none.
 pub const INIT: &str = "sbin/init";
 
@@ -35,10 +35,10 @@ const DEVICES: [(&str, u16, u32, u32); 2] = [("dev/console", 0o600, 5, 1), ("dev
 ///
 /// # Errors
 /// A file of the recipe can't be read, or has no place in the tree.
-pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), TreeError> {
+pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), FolderError> {
     // Debian's commands need the files before; there they are in the base already.
     if let Some(files) = recipe.files().filter(|_| !matches!(recipe.base, Base::Debian(_))) {
-        tree.add_folder(&files, Modes::Plain)?;
+        folder::add(tree, &files, Modes::Plain)?;
     }
     if !recipe.environment.is_empty() {
         let lines: String = recipe
@@ -47,7 +47,7 @@ pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), 
             .map(|(name, value)| format!("{}={}\n", name.get_ref(), value.get_ref()))
             .collect();
         tree.insert(
-            Path::new(ENVIRONMENT_FILE),
+            Path::new(image_environment::FILE),
             Entry::file(0o644, Content::Bytes(lines.into_bytes())),
         )?;
     }
@@ -66,5 +66,5 @@ pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), 
             },
         )?;
     }
-    tree.insert(Path::new(INIT), Entry::file(0o755, Content::Path(init.path.clone())))
+    Ok(tree.insert(Path::new(INIT), Entry::file(0o755, Content::Path(init.path.clone())))?)
 }

@@ -5,14 +5,16 @@
 //! ```
 //!
 //! The same recipe, packages and init give the same bytes: everything is sorted, has one time stamp, and nothing that
-//! tells of the machine or the day is taken over. Knows nothing of events, programs or machines.
+//! tells of the machine or the day is taken over. Of init it knows the one file that it reads its environment from.
 
 mod archive;
 mod compression;
 mod debian;
+mod folder;
 mod init_binary;
 pub mod inspect;
 mod layers;
+mod links;
 mod recipe;
 mod squashfs;
 mod tree;
@@ -22,14 +24,16 @@ use std::path::{Path, PathBuf};
 pub use archive::ArchiveError;
 pub use compression::Compression;
 pub use debian::DebianError;
+pub use folder::FolderError;
 pub use init_binary::{InitBinary, InitError};
 pub use inspect::{InspectError, Inspection};
-pub use layers::ENVIRONMENT_FILE;
 pub use recipe::{Base, DEFAULT_EPOCH, Debian, FILE_NAME, FILES_FOLDER, Folder, Mistake, Recipe, RecipeError};
 pub use squashfs::SquashfsError;
 pub use tree::TreeError;
 
-use tree::{Modes, Tree};
+use folder::Modes;
+use squashfs::Target;
+use tree::Tree;
 
 /// Where a build tells what it is doing, a line at a time.
 pub type Progress<'a> = &'a dyn Fn(&str);
@@ -82,7 +86,7 @@ pub enum BuildError {
     Debian(#[from] DebianError),
     /// A file of the recipe or of the folder can't be put into the image.
     #[error(transparent)]
-    Tree(#[from] TreeError),
+    Folder(#[from] FolderError),
     /// The image can't be written.
     #[error(transparent)]
     Squashfs(#[from] SquashfsError),
@@ -100,12 +104,13 @@ impl Build {
     /// Builds the image. Takes as long as the packages take: call it from a thread that may wait.
     ///
     /// # Errors
-    /// What is wrong with the recipe or with init is told before anything is done; then whatever fails on the way.
+    /// What is wrong with the recipe, with init or with `output` is told before anything is done; then whatever fails on the way.
     /// What was at `output` before stays there unless all went well.
     pub fn run(&self, progress: Progress<'_>) -> Result<Built, BuildError> {
         let recipe = recipe::read(&self.recipe)?;
         let init = InitBinary::find(self.init.as_deref())?;
         let epoch = epoch(&recipe)?;
+        let target = Target::create(&self.output)?;
 
         let mut tree = self.base(&recipe, &init, epoch, progress)?;
         layers::apply(&mut tree, &recipe, &init)?;
@@ -116,7 +121,7 @@ impl Build {
             entries,
             self.output.display()
         ));
-        let bytes = squashfs::write(&tree, recipe.compression, epoch, &self.output)?;
+        let bytes = target.write(&tree, recipe.compression, epoch)?;
         Ok(Built { bytes, entries })
     }
 
@@ -138,7 +143,7 @@ fn folder_base(folder: &Path) -> Result<Tree, BuildError> {
         return Err(BuildError::NoFolder(folder.to_path_buf()));
     }
     let mut tree = Tree::default();
-    tree.add_folder(folder, Modes::Kept)?;
+    folder::add(&mut tree, folder, Modes::Kept)?;
     Ok(tree)
 }
 

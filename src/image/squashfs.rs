@@ -1,11 +1,13 @@
 //! A tree as a squashfs file, the last step of [`super::build`]: the same tree gives the same bytes, and the file is at
 //! its place only when it is whole.
 
-use std::io::{self, BufWriter, Seek, Write};
+use std::fs::Permissions;
+use std::io::{self, BufWriter};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use backhand::{BackhandError, FilesystemWriter, NodeHeader};
+use tempfile::NamedTempFile;
 
 use super::compression::Compression;
 use super::tree::{Content, Entry, Kind, Tree};
@@ -35,43 +37,63 @@ pub enum SquashfsError {
     },
 }
 
-/// Writes `tree` to `output`, every file with the time stamp `epoch` (seconds since 1970). Returns the number of bytes.
-///
-/// # Errors
-/// A file of the tree can't be read, or `output` not written. Then what was at `output` before is still there.
-pub fn write(tree: &Tree, compression: Compression, epoch: u32, output: &Path) -> Result<u64, SquashfsError> {
-    let write_error = |source| SquashfsError::Write {
-        path: output.to_path_buf(),
-        source,
-    };
-    let compose_error = |source| SquashfsError::Compose {
-        path: output.to_path_buf(),
-        source,
-    };
-    let mut writer = compose(tree, compression, epoch).map_err(compose_error)?;
+/// The place that an image will be at. Made before the work begins: it is no use if its result can't be kept.
+pub struct Target<'o> {
+    output: &'o Path,
+    file: NamedTempFile,
+}
 
-    let folder = output
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let file = tempfile::Builder::new()
-        .prefix(".image-")
-        .tempfile_in(folder)
-        .map_err(write_error)?;
-    let mut buffered = BufWriter::with_capacity(WRITE_BUFFER_BYTES, file);
-    let (_, bytes) = writer.write(&mut buffered).map_err(compose_error)?;
-    let mut file = buffered.into_inner().map_err(|error| write_error(error.into_error()))?;
-    // A file like last one's twin was written and taken back again: what is behind the end is not the image's.
-    file.as_file().set_len(bytes).map_err(write_error)?;
-    file.seek(io::SeekFrom::Start(0))
-        .and_then(|_| file.flush())
-        .map_err(write_error)?;
-    file.as_file()
-        .set_permissions(std::fs::Permissions::from_mode(0o644))
-        .map_err(write_error)?;
-    file.as_file().sync_all().map_err(write_error)?;
-    file.persist(output).map_err(|error| write_error(error.error))?;
-    Ok(bytes)
+impl<'o> Target<'o> {
+    /// Makes a temporary file beside `output`.
+    ///
+    /// # Errors
+    /// The folder isn't there or can't be written to, or `output` is a folder itself.
+    pub fn create(output: &'o Path) -> Result<Self, SquashfsError> {
+        let write_error = |source| SquashfsError::Write {
+            path: output.to_path_buf(),
+            source,
+        };
+        if output.is_dir() {
+            return Err(write_error(io::ErrorKind::IsADirectory.into()));
+        }
+        let folder = output
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let file = tempfile::Builder::new()
+            .prefix(".image-")
+            .tempfile_in(folder)
+            .map_err(write_error)?;
+        Ok(Self { output, file })
+    }
+
+    /// Writes the tree, every file with the time stamp `epoch` (seconds since 1970). Returns the number of bytes.
+    ///
+    /// # Errors
+    /// A file of the tree can't be read, or the image not be written. Then what was at its place before is still there.
+    pub fn write(self, tree: &Tree, compression: Compression, epoch: u32) -> Result<u64, SquashfsError> {
+        let output = self.output;
+        let write_error = |source| SquashfsError::Write {
+            path: output.to_path_buf(),
+            source,
+        };
+        let compose_error = |source| SquashfsError::Compose {
+            path: output.to_path_buf(),
+            source,
+        };
+        let mut writer = compose(tree, compression, epoch).map_err(compose_error)?;
+        let mut buffered = BufWriter::with_capacity(WRITE_BUFFER_BYTES, self.file);
+        let (_, bytes) = writer.write(&mut buffered).map_err(compose_error)?;
+        let file = buffered.into_inner().map_err(|error| write_error(error.into_error()))?;
+        // The writer takes a file back that is like one before, so there may be something behind the end.
+        file.as_file().set_len(bytes).map_err(write_error)?;
+        file.as_file()
+            .set_permissions(Permissions::from_mode(0o644))
+            .map_err(write_error)?;
+        file.as_file().sync_all().map_err(write_error)?;
+        file.persist(output).map_err(|error| write_error(error.error))?;
+        Ok(bytes)
+    }
 }
 
 fn compose(

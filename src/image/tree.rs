@@ -7,12 +7,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-/// As many symbolic links as Linux follows on the way to one file (path_resolution(7)).
-const MAX_SYMLINKS: usize = 40;
+use super::links;
 
 /// One file, folder, link or device.
 #[derive(Clone, Debug)]
@@ -97,17 +96,6 @@ pub enum TreeError {
     /// Links that lead in a circle.
     #[error("/{} can't be put into the image: too many symbolic links on the way", .0.display())]
     Circle(PathBuf),
-    /// Something of this machine that should go into the image can't be read.
-    #[error("can't read {path}: {source}")]
-    Read {
-        /// The path on this machine.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// A socket in a folder that should go into the image.
-    #[error("{0} is a socket, which an image can't hold: remove it")]
-    Socket(PathBuf),
 }
 
 impl Entry {
@@ -253,22 +241,6 @@ impl Tree {
         self.entries.iter().map(|(path, entry)| (path.as_path(), entry))
     }
 
-    /// Adds the content of a folder of this machine, all of it owned by root.
-    ///
-    /// # Errors
-    /// As [`Self::insert`]; also where something in the folder can't be read or can't be in an image.
-    pub fn add_folder(&mut self, folder: &Path, modes: Modes) -> Result<(), TreeError> {
-        for item in walkdir::WalkDir::new(folder).min_depth(1).sort_by_file_name() {
-            let item = item.map_err(|error| TreeError::Read {
-                path: error.path().unwrap_or(folder).to_path_buf(),
-                source: error.into(),
-            })?;
-            let inside = item.path().strip_prefix(folder).unwrap_or(item.path());
-            self.insert(inside, entry_of(item.path(), modes)?)?;
-        }
-        Ok(())
-    }
-
     /// Whether anything is below this path.
     pub fn has_children(&self, path: &Path) -> bool {
         let after = (std::ops::Bound::Excluded(path), std::ops::Bound::Unbounded);
@@ -293,35 +265,16 @@ impl Tree {
         }
     }
 
-    /// Where `path` really is, every link followed. A link can't lead out of the image: `/..` is `/`.
+    /// Where `path` really is, every link followed.
     fn follow(&self, path: &Path) -> Result<PathBuf, TreeError> {
-        let mut real = PathBuf::new();
-        let mut links = 0;
-        let mut todo: Vec<PathBuf> = parts_in_reverse(path);
         if path.components().any(|part| part == Component::ParentDir) {
             return Err(TreeError::Outside(path.to_path_buf()));
         }
-        while let Some(part) = todo.pop() {
-            match part.components().next() {
-                Some(Component::RootDir) => real = PathBuf::new(),
-                Some(Component::ParentDir) => drop(real.pop()),
-                Some(Component::Normal(name)) => {
-                    let next = real.join(name);
-                    match self.entries.get(&next).map(|entry| &entry.kind) {
-                        Some(Kind::Symlink(_)) if links == MAX_SYMLINKS => {
-                            return Err(TreeError::Circle(path.to_path_buf()));
-                        }
-                        Some(Kind::Symlink(target)) => {
-                            links += 1;
-                            todo.extend(parts_in_reverse(target));
-                        }
-                        _ => real = next,
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(real)
+        let target = |path: &Path| match self.entries.get(path)?.kind {
+            Kind::Symlink(ref target) => Some(target.clone()),
+            _ => None,
+        };
+        links::follow(path, target).ok_or_else(|| TreeError::Circle(path.to_path_buf()))
     }
 
     /// `path` has no links on its way any more.
@@ -346,72 +299,6 @@ impl Tree {
         }
         Ok(())
     }
-}
-
-fn parts_in_reverse(path: &Path) -> Vec<PathBuf> {
-    path.components()
-        .rev()
-        .map(|part| PathBuf::from(part.as_os_str()))
-        .collect()
-}
-
-/// What becomes of the permission bits of files taken from a folder.
-#[derive(Clone, Copy, Debug)]
-pub enum Modes {
-    /// They are the image's.
-    Kept,
-    /// 755 for folders and what is executable, 644 for the rest: whatever umask the files were checked out with.
-    Plain,
-}
-
-/// The entry for something on this machine.
-fn entry_of(path: &Path, modes: Modes) -> Result<Entry, TreeError> {
-    let read_error = |source| TreeError::Read {
-        path: path.to_path_buf(),
-        source,
-    };
-    let metadata = path.symlink_metadata().map_err(read_error)?;
-    let bits = (metadata.permissions().mode() & 0o7777) as u16;
-    let mode = match modes {
-        Modes::Kept => bits,
-        Modes::Plain if metadata.is_dir() || bits & 0o100 != 0 => 0o755,
-        Modes::Plain => 0o644,
-    };
-    let kind = metadata.file_type();
-    let device = || {
-        (
-            nix::sys::stat::major(metadata.rdev()) as u32,
-            nix::sys::stat::minor(metadata.rdev()) as u32,
-        )
-    };
-    let kind = if kind.is_dir() {
-        Kind::Directory
-    } else if kind.is_symlink() {
-        return Ok(Entry {
-            mode: 0o777,
-            uid: 0,
-            gid: 0,
-            kind: Kind::Symlink(path.read_link().map_err(read_error)?),
-        });
-    } else if kind.is_file() {
-        Kind::File(Content::Path(path.to_path_buf()))
-    } else if kind.is_char_device() {
-        let (major, minor) = device();
-        Kind::CharacterDevice { major, minor }
-    } else if kind.is_block_device() {
-        let (major, minor) = device();
-        Kind::BlockDevice { major, minor }
-    } else if kind.is_fifo() {
-        Kind::Fifo
-    } else {
-        return Err(TreeError::Socket(path.to_path_buf()));
-    };
-    Ok(Entry {
-        mode,
-        uid: 0,
-        gid: 0,
-        kind,
-    })
 }
 
 #[cfg(test)]

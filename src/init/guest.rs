@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::data::Data;
+use super::image_environment;
 use super::place::{Place, PlaceError};
 use super::shell;
 use crate::engine::{self, Settings, StartError};
@@ -124,10 +125,13 @@ impl Guest {
         Ok(program::find(&root, &hint)?)
     }
 
-    /// The environment that programs and the network's SDK rely on.
+    /// The environment that the image gives, and that programs and the network's SDK rely on.
     fn settings_for(&self, configuration: &Configuration) -> Settings {
         let mut settings = self.settings.clone();
         let socket = self.place.api_socket().display().to_string();
+        settings
+            .environment
+            .extend(image_environment::read(&self.place.path(image_environment::FILE)));
         let mut set = |name: &str, value: &str| settings.environment.push((name.to_owned(), value.to_owned()));
         set("ALEPH_INIT_VERSION", "2.0.0");
         set("ALEPH_API_HOST", API_HOST);

@@ -9,4 +9,5 @@ mod executable;
 mod node;
 mod python;
 mod serve;
+mod vm;
 mod wasm;

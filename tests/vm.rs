@@ -33,7 +33,12 @@ impl Image {
 
     /// Boots it in an emulated machine with `program` in it, and waits until that is served.
     fn boot(&self, program: &Path, arguments: &[&str]) -> Machine {
-        let mut all = vec!["vm", self.path.to_str().unwrap(), "--program", program.to_str().unwrap()];
+        let mut all = vec![
+            "vm",
+            self.path.to_str().unwrap(),
+            "--program",
+            program.to_str().unwrap(),
+        ];
         all.extend(["--listen", "127.0.0.1:0", "--vmm", "qemu"]);
         all.extend(arguments);
         let running = Running::start(&all);
@@ -91,7 +96,9 @@ fn command_lines_with(text: &str) -> Vec<String> {
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).replace('\0', " ")
     });
-    lines.filter(|line| line.contains(text) && !line.contains("polyinit vm")).collect()
+    lines
+        .filter(|line| line.contains(text) && !line.contains("polyinit vm"))
+        .collect()
 }
 
 #[tokio::test]
@@ -100,7 +107,10 @@ async fn a_component_in_a_microvm() {
     let machine = image.boot(&built("rust-http.wasm"), &["--memory", "256"]);
     let get = |path: &'static str| get(&machine.address, path);
     assert_eq!(get("/").await.text(), "Hello from a Rust component\n");
-    assert_eq!(get("/headers?a=%20b").await.json()["path_with_query"], "/headers?a=%20b");
+    assert_eq!(
+        get("/headers?a=%20b").await.json()["path_with_query"],
+        "/headers?a=%20b"
+    );
     assert_eq!(get("/cookies").await.all("set-cookie").len(), 2);
     assert_eq!(get("/status/418").await.status, 418);
     let streamed = get("/stream").await;
@@ -144,7 +154,14 @@ async fn a_program_that_is_none_is_told_and_the_machine_halted() {
     let notes = image.folder.path().join("notes.txt");
     std::fs::write(&notes, "hello").unwrap();
     let image_path = image.path.to_str().unwrap();
-    let arguments = ["vm", image_path, "--program", notes.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let arguments = [
+        "vm",
+        image_path,
+        "--program",
+        notes.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+    ];
     let (status, output) = Running::start(&arguments).end();
     assert_eq!(status.code(), Some(1), "{output}");
     assert!(output.contains("the program was not started"), "{output}");
@@ -161,11 +178,9 @@ async fn the_gateway_hands_over_requests_and_messages() {
     assert_eq!(answer, ConfigurationAnswer::Success);
 
     let handler = gateway::handler(link.clone(), gateway::Limits::default());
-    let ask = async |request: http::Request<polyinit::event::Body>| {
-        match handler(Event::http(request)).await.unwrap() {
-            polyinit::event::Reply::Http(response) => response,
-            other => panic!("{other:?}"),
-        }
+    let ask = async |request: http::Request<polyinit::event::Body>| match handler(Event::http(request)).await.unwrap() {
+        polyinit::event::Reply::Http(response) => response,
+        other => panic!("{other:?}"),
     };
     let response = ask(http::Request::get("/cookies").body("".into()).unwrap()).await;
     assert_eq!(response.headers().get_all("set-cookie").iter().count(), 2);
@@ -222,7 +237,14 @@ fn what_has_to_be_installed_is_told() {
     std::fs::copy(env!("CARGO_BIN_EXE_polyinit"), &program).unwrap();
     let run = |more: &[&str]| -> String {
         let Output { stderr, .. } = Command::new(&program)
-            .args(["vm", image.to_str().unwrap(), "--vmm", "qemu", "--listen", "127.0.0.1:0"])
+            .args([
+                "vm",
+                image.to_str().unwrap(),
+                "--vmm",
+                "qemu",
+                "--listen",
+                "127.0.0.1:0",
+            ])
             .args(more)
             .env_clear()
             .env("PATH", folder.path())

@@ -321,7 +321,12 @@ fn tell_attempt(attempt: Attempt<'_>) {
     match attempt {
         Attempt::Booting(kind) => say(&format!("booting ({kind})")),
         // Its last words, which follow the first line, are for those who wanted this one; here the next one follows.
-        Attempt::Failed(_, error) => say(error.to_string().lines().next().unwrap_or_default().trim_end_matches("; it said:")),
+        Attempt::Failed(_, error) => say(error
+            .to_string()
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches("; it said:")),
     }
 }
 

@@ -93,9 +93,15 @@ mod tests {
     #[tokio::test]
     async fn without_an_api_says_what_to_do() {
         let answer = ask(None).await;
-        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("--guest-api"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.contains("--guest-api"),
+            "{answer}"
+        );
         let answer = ask(Some("/nowhere/api".into())).await;
-        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("does not answer"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.contains("does not answer"),
+            "{answer}"
+        );
     }
 
     #[tokio::test]

@@ -102,7 +102,12 @@ fn program(elf: &[u8]) -> Option<Program> {
     const PT_INTERP: usize = 3;
     let field = |at: usize, width: usize| -> Option<usize> {
         let bytes = elf.get(at..at.checked_add(width)?)?;
-        Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte)))
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | usize::from(*byte)),
+        )
     };
     if !elf.starts_with(b"\x7fELF\x02") {
         return None;
@@ -116,7 +121,11 @@ fn program(elf: &[u8]) -> Option<Program> {
         let header = table.checked_add(number * size)?;
         match field(header, 4)? {
             PT_INTERP => program.is_dynamic = true,
-            PT_LOAD => program.end = program.end.max(field(header + 8, 8)?.checked_add(field(header + 32, 8)?)?),
+            PT_LOAD => {
+                program.end = program
+                    .end
+                    .max(field(header + 8, 8)?.checked_add(field(header + 32, 8)?)?)
+            }
             _ => {}
         }
     }

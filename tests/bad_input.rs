@@ -140,7 +140,7 @@ fn an_executable_that_dies_or_never_listens() {
     let output = refused(program("exec-dies/run.sh"), &[]);
     says(&output, &["status 7", "giving up"]);
     let output = refused(program("exec-never-listens/run.sh"), &["--start-timeout", "1"]);
-    says(&output, &["1 s"]);
+    says(&output, &["did not listen", "within 1s"]);
 }
 
 #[test]

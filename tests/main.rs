@@ -11,4 +11,5 @@ mod image;
 mod node;
 mod python;
 mod serve;
+mod vm;
 mod wasm;

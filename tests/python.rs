@@ -70,7 +70,7 @@ async fn a_program_that_raises_is_answered_with_its_traceback_on_loopback() {
         traceback.contains("main.py") && traceback.contains("raise RuntimeError"),
         "{traceback}"
     );
-    assert!(!traceback.contains("polyinit"), "{traceback}");
+    assert!(!traceback.contains("polyinit worker"), "{traceback}");
     assert_eq!(app.get("/").await.text(), "Hello from plain ASGI\n");
     app.stop();
 }

@@ -82,7 +82,8 @@ impl Serve {
         };
         let components = program::open(&self.path, &hint, workspace.path())?;
         let mut running = Vec::with_capacity(components.len());
-        for component in components {
+        for mut component in components {
+            component.environment.extend(self.environment.iter().cloned());
             let started = tokio::select! {
                 started = engine::start(&component, &settings) => started,
                 () = stop.asked() => return Ok(()),
@@ -146,7 +147,6 @@ impl Serve {
             cache: cache_directory(),
             event_timeout: seconds("timeout", self.timeout)?,
             start_timeout: seconds("start-timeout", self.start_timeout)?,
-            environment: self.environment.clone(),
             ..Settings::default()
         };
         settings.workers = self.workers.map(usize::from);

@@ -320,12 +320,14 @@ impl Drives {
 fn tell_attempt(attempt: Attempt<'_>) {
     match attempt {
         Attempt::Booting(kind) => say(&format!("booting ({kind})")),
-        Attempt::Failed(kind, error) => say(&format!("not with {kind}: {}", first_line(&error.to_string()))),
+        // Its last words, which follow the first line, are for those who wanted this one; here the next one follows.
+        Attempt::Failed(_, error) => say(error
+            .to_string()
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches("; it said:")),
     }
-}
-
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
 }
 
 fn milliseconds(duration: Duration) -> String {

@@ -214,21 +214,24 @@ impl Process {
     /// As [`Process::ended`].
     pub async fn stop(&mut self, grace: Duration) -> io::Result<Exit> {
         let deadline = tokio::time::Instant::now() + grace;
+        // Those in sessions of their own are not to be found any more once the leader has ended.
+        let kin = kin(self.leader);
         self.signal(Signal::SIGTERM);
-        let leader_ended = async {
+        let all_ended = async {
             self.child.wait().await?;
             // A shell that is told to end does so at once and leaves the server that it started to its own shutdown.
             let mut pause = Duration::from_millis(1);
-            while !members(self.leader).is_empty() {
+            while kin.iter().any(Kin::is_alive) || !members(self.leader).is_empty() {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(20));
             }
             Ok(())
         };
-        if let Ok(Err(error)) = tokio::time::timeout_at(deadline, leader_ended).await {
+        if let Ok(Err(error)) = tokio::time::timeout_at(deadline, all_ended).await {
             return Err(error);
         }
         kill_session(self.leader);
+        kin.iter().for_each(Kin::kill);
         self.ended().await
     }
 }
@@ -276,31 +279,35 @@ fn close_on_exec_from(first: nix::libc::c_uint) {
     };
 }
 
-/// Kills what is in the session that `leader` leads or led.
+/// Kills what is in the session that `leader` leads or led, and what those started in sessions of their own.
 fn kill_session(leader: Pid) {
+    // Who belongs to it can only be told while the parents live.
+    let kin = kin(leader);
     // One system call for the usual case; then those that have process groups of their own.
     let _ = killpg(leader, Signal::SIGKILL);
-    for process in members(leader) {
-        let _ = kill(process, Signal::SIGKILL);
-    }
+    kin.iter().for_each(Kin::kill);
 }
 
 /// The living processes of the session that `leader` leads or led, and what those started in sessions of their own.
 /// One that is dead and not yet reaped is none; one that left the session and whose parent has ended can't be told.
 pub fn members(leader: Pid) -> Vec<Pid> {
+    kin(leader).into_iter().map(|member| Pid::from_raw(member.id)).collect()
+}
+
+fn kin(leader: Pid) -> Vec<Kin> {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
     let (mut members, mut others): (Vec<_>, Vec<_>) = processes
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(|id: i32| Kin::parse(id, &std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?))
+        .filter_map(Kin::of)
         .partition(|process| process.session == leader.as_raw());
     let mut seen = 0;
     while let Some(parent) = members.get(seen).map(|member| member.id) {
         members.extend(others.extract_if(.., |other| other.parent == parent));
         seen += 1;
     }
-    members.into_iter().map(|member| Pid::from_raw(member.id)).collect()
+    members
 }
 
 /// Whom a living process belongs to, by `/proc/<pid>/stat` (proc_pid_stat(5)).
@@ -312,6 +319,22 @@ struct Kin {
 }
 
 impl Kin {
+    fn of(id: i32) -> Option<Self> {
+        Self::parse(id, &std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
+    }
+
+    /// Whether the process still lives, rather than another one that got its id.
+    fn is_alive(&self) -> bool {
+        Self::of(self.id).is_some_and(|now| now.session == self.session)
+    }
+
+    fn kill(&self) {
+        if self.is_alive() {
+            // ESRCH: it has ended between the look and the call.
+            let _ = kill(Pid::from_raw(self.id), Signal::SIGKILL);
+        }
+    }
+
     fn parse(id: i32, stat: &str) -> Option<Self> {
         // "12 (a name) of (any kind)) S 1 12 12 ...": state, parent, process group, session.
         let (_, fields) = stat.rsplit_once(") ")?;
@@ -503,11 +526,24 @@ mod tests {
 
     #[tokio::test]
     async fn knows_children_in_other_sessions() {
-        let process = shell("setsid sleep 100 & wait").start().await.unwrap();
-        until("both are there", || members(process.leader()).len() == 2).await;
-        let all = members(process.leader());
+        let start = async || {
+            let process = shell("setsid sleep 100 & wait").start().await.unwrap();
+            let has_left = || {
+                kin(process.leader())
+                    .iter()
+                    .any(|other| other.session != process.leader().as_raw())
+            };
+            until("one has left the session", has_left).await;
+            let all = kin(process.leader());
+            assert_eq!(all.len(), 2);
+            (process, all)
+        };
+        let (process, all) = start().await;
         drop(process);
-        until("both are gone", || all.iter().all(|id| !members(*id).contains(id))).await;
+        until("both are gone", || !all.iter().any(Kin::is_alive)).await;
+        let (mut process, all) = start().await;
+        process.stop(Duration::from_millis(50)).await.unwrap();
+        until("both are gone", || !all.iter().any(Kin::is_alive)).await;
     }
 
     #[test]

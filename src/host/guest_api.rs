@@ -69,3 +69,53 @@ async fn pass_on(stream: &mut UnixStream, api: &Path) -> std::io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+
+    /// What the guest gets to read when it asks.
+    async fn ask(api: Option<PathBuf>) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("v_53");
+        let serving = tokio::spawn(serve(UnixListener::bind(&socket).unwrap(), api));
+        let mut stream = UnixStream::connect(&socket).await.unwrap();
+        stream.write_all(REQUEST).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        serving.abort();
+        answer
+    }
+
+    #[tokio::test]
+    async fn without_an_api_says_what_to_do() {
+        let answer = ask(None).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.contains("--guest-api"),
+            "{answer}"
+        );
+        let answer = ask(Some("/nowhere/api".into())).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.contains("does not answer"),
+            "{answer}"
+        );
+    }
+
+    #[tokio::test]
+    async fn passes_bytes_on_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let api = folder.path().join("api");
+        let listener = UnixListener::bind(&api).unwrap();
+        let serving = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; REQUEST.len()];
+            stream.read_exact(&mut request).await.unwrap();
+            stream.write_all(&request).await.unwrap();
+        });
+        assert_eq!(ask(Some(api)).await.as_bytes(), REQUEST);
+        serving.await.unwrap();
+    }
+}

@@ -35,9 +35,10 @@ pub enum Error {
 /// [`Error`] where a file can't be read or written, or this program can't run without a dynamic linker.
 pub fn write(path: &Path, modules: &[PathBuf], device: &str, filesystem: &str) -> Result<(), Error> {
     let myself = std::env::current_exe().map_err(Error::Myself)?;
-    let init = read(&myself)?;
-    if is_dynamic(&init) {
-        return Err(Error::Dynamic { path: myself });
+    let mut init = read(&myself)?;
+    match program(&init) {
+        Some(program) if !program.is_dynamic => init.truncate(program.end),
+        _ => return Err(Error::Dynamic { path: myself }),
     }
     let plan = Plan {
         modules: (0..modules.len()).map(module_path).collect(),
@@ -86,11 +87,21 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// Whether an ELF64 file asks for an interpreter: a program header of type PT_INTERP (elf(5)).
-fn is_dynamic(elf: &[u8]) -> bool {
-    const PT_INTERP: [u8; 4] = 3_u32.to_le_bytes();
+/// What the program headers of an ELF64 file say of it (elf(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Program {
+    /// It asks for an interpreter: the dynamic linker.
+    is_dynamic: bool,
+    /// Where the last byte is that a segment has; what follows is for debuggers and linkers.
+    end: usize,
+}
+
+/// `None` if the file is no ELF64.
+fn program(elf: &[u8]) -> Option<Program> {
+    const PT_LOAD: usize = 1;
+    const PT_INTERP: usize = 3;
     let field = |at: usize, width: usize| -> Option<usize> {
-        let bytes = elf.get(at..at + width)?;
+        let bytes = elf.get(at..at.checked_add(width)?)?;
         Some(
             bytes
                 .iter()
@@ -98,13 +109,27 @@ fn is_dynamic(elf: &[u8]) -> bool {
                 .fold(0, |value, byte| value << 8 | usize::from(*byte)),
         )
     };
-    let (Some(table), Some(size), Some(count)) = (field(32, 8), field(54, 2), field(56, 2)) else {
-        return false;
+    if !elf.starts_with(b"\x7fELF\x02") {
+        return None;
+    }
+    let (table, size, count) = (field(32, 8)?, field(54, 2)?, field(56, 2)?);
+    let mut program = Program {
+        is_dynamic: false,
+        end: 0,
     };
-    (0..count).any(|number| {
-        let header = table.saturating_add(number * size);
-        elf.get(header..).is_some_and(|header| header.starts_with(&PT_INTERP))
-    })
+    for number in 0..count {
+        let header = table.checked_add(number * size)?;
+        match field(header, 4)? {
+            PT_INTERP => program.is_dynamic = true,
+            PT_LOAD => {
+                program.end = program
+                    .end
+                    .max(field(header + 8, 8)?.checked_add(field(header + 32, 8)?)?)
+            }
+            _ => {}
+        }
+    }
+    (program.end <= elf.len()).then_some(program)
 }
 
 #[cfg(test)]
@@ -114,8 +139,13 @@ mod tests {
 
     #[test]
     fn tells_static_from_dynamic_programs() {
-        assert!(is_dynamic(&fs::read("/bin/sh").unwrap()));
-        assert!(!is_dynamic(b"#!/bin/sh\n"));
+        let shell = fs::read("/bin/sh").unwrap();
+        assert!(program(&shell).unwrap().is_dynamic);
+        assert_eq!(program(&shell[..70]), None);
+        assert_eq!(program(b"#!/bin/sh\n"), None);
+        let myself = fs::read(std::env::current_exe().unwrap()).unwrap();
+        let end = program(&myself).unwrap().end;
+        assert!(end > myself.len() / 4 && end < myself.len());
     }
 
     #[test]

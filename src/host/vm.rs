@@ -121,7 +121,7 @@ pub enum Error {
     GuestApi { socket: PathBuf, source: io::Error },
     #[error("can't tell what became of the machine: {0}")]
     Wait(#[source] io::Error),
-    #[error("{kind} {exit} before the machine was ready{}", said(words))]
+    #[error("{kind}: it {exit} before the machine was ready{}", said(words))]
     Ended { kind: Kind, exit: String, words: String },
     #[error(
         "the machine was not ready within {} s: is /sbin/init of the image a polyinit?{}",

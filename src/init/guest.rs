@@ -62,7 +62,15 @@ impl Guest {
         self.place.set_up(&configuration).await?;
         self.data
             .fill(configuration.input_data.as_deref().map_or(&[], Vec::as_slice))?;
-        let components = self.unpack(&configuration)?;
+        let mut components = self.unpack(&configuration)?;
+        for component in &mut components {
+            for (name, value) in configuration.variables.iter().flatten() {
+                component
+                    .environment
+                    .entry(name.clone())
+                    .or_insert_with(|| value.clone());
+            }
+        }
         let settings = self.settings_for(&configuration);
         let started = components.into_iter().map(|component| {
             let settings = settings.clone();
@@ -87,6 +95,9 @@ impl Guest {
     fn unpack(&self, configuration: &Configuration) -> Result<Vec<Component>, PlaceError> {
         let executable = configuration.interface == "executable";
         let code = configuration.code.as_deref().map(Vec::as_slice).unwrap_or_default();
+        if code.is_empty() && configuration.encoding != Encoding::Squashfs {
+            return Err("the configuration has no code, and its encoding is one that has".into());
+        }
         let mut entrypoint = configuration.entrypoint.clone();
         let root = match configuration.encoding {
             Encoding::Squashfs => self.place.path("/opt/code"),
@@ -114,7 +125,7 @@ impl Guest {
         Ok(program::find(&root, &hint)?)
     }
 
-    /// The environment that the image gives, that programs and the network's SDK rely on, and what the host adds.
+    /// The environment that the image gives, and that programs and the network's SDK rely on.
     fn settings_for(&self, configuration: &Configuration) -> Settings {
         let mut settings = self.settings.clone();
         let socket = self.place.api_socket().display().to_string();
@@ -131,9 +142,6 @@ impl Guest {
         if let Ok(name) = crate::machine::hostname::from_hash(&configuration.vm_hash) {
             set("ALEPH_ADDRESS_TO_USE", &name);
         }
-        for (name, value) in configuration.variables.iter().flatten() {
-            set(name, value);
-        }
         settings
     }
 }
@@ -146,8 +154,14 @@ fn write_plain(root: &Path, code: &[u8], entrypoint: &str, executable: bool) -> 
     let kind = FileKind::of_bytes(code, Path::new(""));
     let (name, found): (PathBuf, String) = match kind {
         FileKind::Wasm => ("program.wasm".into(), "program.wasm".into()),
-        FileKind::Other if !executable => ("main.py".into(), format!("main:{entrypoint}")),
-        FileKind::Script if !executable && !entrypoint.is_empty() => ("main.py".into(), format!("main:{entrypoint}")),
+        FileKind::Other | FileKind::Script if !executable => {
+            let found = if entrypoint.is_empty() {
+                "main.py".into()
+            } else {
+                format!("main:{entrypoint}")
+            };
+            ("main.py".into(), found)
+        }
         _ => {
             let name = Path::new(entrypoint).file_name().unwrap_or("program".as_ref());
             (name.into(), name.to_string_lossy().into_owned())

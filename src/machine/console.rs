@@ -55,8 +55,8 @@ pub(super) fn leads_to_console(stream: &dyn AsFd) -> bool {
     matches!((found, fs::metadata("/dev/console")), (Ok(here), Ok(console)) if here == console.rdev())
 }
 
-/// Lets only the kernel's warnings, and worse, onto the machine's console (syslog(2)): each line of its chatter costs
-/// milliseconds there, from "eth0: link up" to "Restarting system". A host that asked for less gets less.
+/// Lets only the kernel's warnings, and worse, onto the machine's console (syslog(2)): each line of its chatter about
+/// devices and file systems costs milliseconds there. A host that asked for less gets less.
 pub fn quieten_kernel() {
     const PRINTK: &str = "/proc/sys/kernel/printk";
     /// The level from which on messages are kept back: 5 is KERN_NOTICE.

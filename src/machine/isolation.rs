@@ -48,9 +48,12 @@ pub fn outcome(name: &str, namespaces: &[Namespace], body: fn()) -> Outcome {
         // Beyond this point the process belongs to this one test.
         exit(run_in_child(namespaces, body));
     }
+    // A root that was left behind can't be tidied up from inside.
+    let folder = tempfile::tempdir().expect("a folder");
     let output = Command::new(std::env::current_exe().expect("this program"))
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env(INSIDE, name)
+        .env("TMPDIR", folder.path())
         .stdin(Stdio::null())
         .output()
         .expect("the test program starts again");

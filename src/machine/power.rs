@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn work_that_is_stuck_is_not_waited_for() {
         let start = Instant::now();
-        within(Duration::from_millis(30), || thread::park());
+        within(Duration::from_millis(30), thread::park);
         assert!(start.elapsed() < Duration::from_secs(5));
         let (tell, told) = mpsc::channel();
         within(Duration::from_secs(20), move || tell.send(1).expect("heard"));

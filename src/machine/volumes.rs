@@ -154,6 +154,7 @@ pub fn mount_volume(volume: &Volume, patience: Duration) -> Result<(), VolumeErr
 }
 
 /// One volume on its way, with the words for an error about it.
+#[derive(Debug)]
 struct Attempt {
     device: PathBuf,
     point: PathBuf,
@@ -331,14 +332,14 @@ mod tests {
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
         for point in ["", "/", "opt", "/opt/../etc", "./x", "/.."] {
-            let error = Attempt::new(&volume("vdb", point)).err().expect(point).to_string();
+            let error = Attempt::new(&volume("vdb", point)).expect_err(point).to_string();
             assert!(error.contains("mount point must be an absolute path"), "{error}");
         }
         for device in ["", "/etc/shadow", "../etc/shadow", "a/../../x"] {
-            let error = Attempt::new(&volume(device, "/opt")).err().expect(device).to_string();
+            let error = Attempt::new(&volume(device, "/opt")).expect_err(device).to_string();
             assert!(error.contains("must be a name below /dev"), "{error}");
         }
-        let good = Attempt::new(&volume("/dev/vdb", "/opt/code")).ok().expect("good");
+        let good = Attempt::new(&volume("/dev/vdb", "/opt/code")).expect("good");
         assert_eq!(good.device, Path::new("/dev/vdb"));
     }
 

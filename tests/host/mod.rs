@@ -36,6 +36,17 @@ impl Guest {
         Self { running, folder, ready }
     }
 
+    /// Where the guest listens, as a VMM would.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("v.sock")
+    }
+
+    /// Sees to it that it has ended, and nothing is left.
+    pub fn has_ended(self) {
+        let (status, output) = self.running.end();
+        assert_eq!(status.code(), Some(0), "{output}");
+    }
+
     /// Where the guest API's host listens.
     pub fn api_socket(&self) -> PathBuf {
         self.folder.path().join("v.sock_53")

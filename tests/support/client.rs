@@ -56,7 +56,16 @@ pub async fn send(address: &str, request: http::request::Builder, body: Bytes) -
             .await
             .unwrap();
         tokio::spawn(connection);
-        whole(sender.send_request(request).await.unwrap()).await
+        match sender.send_request(request).await {
+            Ok(response) => whole(response).await,
+            // One that breaks off before its head is through is broken all the more.
+            Err(error) => Response {
+                status: 0,
+                headers: http::HeaderMap::new(),
+                version: http::Version::HTTP_11,
+                body: Bytes::from(format!("<broken: {error}>")),
+            },
+        }
     };
     tokio::time::timeout(PATIENCE, exchange).await.expect("a reply in time")
 }

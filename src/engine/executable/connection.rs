@@ -18,8 +18,9 @@ use tokio::net::TcpStream;
 
 use crate::event::Body;
 
-/// The kernel drops what asks for a connection while the queue of those that the program has not accepted is full
-/// (5 in Python's `http.server`), and TCP asks again only after a second. We ask again this soon, then twice as late.
+/// The kernel drops what asks for a connection while the queue of those that the program has not accepted is full, and
+/// TCP asks again only after a second. Where we could not tell that it is full, we ask again this soon, then twice as
+/// late.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(20);
 const CONNECT_PATIENCE_LIMIT: Duration = Duration::from_millis(640);
 

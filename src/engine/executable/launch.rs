@@ -40,6 +40,8 @@ pub struct Listening {
     pub process: Process,
     /// Where it can be reached, the likeliest first; never empty.
     pub addresses: Vec<SocketAddr>,
+    /// The socket it listens with, where that was looked for.
+    pub listener: Option<Listener>,
 }
 
 /// Where a program may listen.
@@ -137,6 +139,7 @@ impl Lookout {
             Ok(Ok(listener)) => Ok(Listening {
                 process,
                 addresses: listener.reach(),
+                listener: Some(listener),
             }),
             Ok(Err(error)) => Err(blind(name, &error)),
             Err(_) => Err(self.in_vain(&process, name)),

@@ -22,6 +22,10 @@ pub struct Listener {
     pub address: SocketAddr,
     /// The number by which `/proc/<pid>/fd` calls the socket.
     pub inode: u32,
+    /// Connections that the program has not accepted yet.
+    pub queued: u32,
+    /// How many of these the socket has room for (listen(2)); 0 where the kernel does not tell.
+    pub room: u32,
 }
 
 impl Listener {
@@ -161,7 +165,8 @@ mod netlink {
         Ok(false)
     }
 
-    /// `struct inet_diag_msg`: family, 3 bytes, then `struct inet_diag_sockid` (ports, addresses), ..., inode at 68.
+    /// `struct inet_diag_msg`: family, 3 bytes, then `struct inet_diag_sockid` (ports, addresses); from 52 on expiry,
+    /// receive queue, send queue, user, inode, of which the queues mean the backlog where a socket listens.
     fn listener(message: &[u8]) -> Option<Listener> {
         let port = u16::from_be_bytes(message.get(4..6)?.try_into().ok()?);
         let ip: IpAddr = if i32::from(message[0]) == nix::libc::AF_INET {
@@ -169,10 +174,12 @@ mod netlink {
         } else {
             <[u8; 16]>::try_from(message.get(8..24)?).ok()?.into()
         };
-        let inode = u32::from_ne_bytes(message.get(68..72)?.try_into().ok()?);
+        let number = |at: usize| Some(u32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
         Some(Listener {
             address: (ip, port).into(),
-            inode,
+            queued: number(56)?,
+            room: number(60)?,
+            inode: number(68)?,
         })
     }
 }
@@ -218,7 +225,9 @@ mod table {
         };
         Some(Listener {
             address: (ip, u16::from_str_radix(port, 16).ok()?).into(),
-            inode: fields.nth(5)?.parse().ok()?,
+            queued: u32::from_str_radix(fields.next()?.split_once(':')?.1, 16).ok()?,
+            room: 0,
+            inode: fields.nth(4)?.parse().ok()?,
         })
     }
 }
@@ -240,6 +249,15 @@ mod tests {
                 .filter_map(|address| TcpListener::bind(address).ok()),
         );
         sockets
+    }
+
+    fn listener(address: SocketAddr, inode: u32) -> Listener {
+        Listener {
+            address,
+            inode,
+            queued: 0,
+            room: 0,
+        }
     }
 
     fn assert_finds(found: &[Listener], sockets: &[TcpListener]) {
@@ -266,9 +284,23 @@ mod tests {
     fn every_listener_can_be_reached() {
         for socket in listen() {
             let address = socket.local_addr().unwrap();
-            for address in (Listener { address, inode: 0 }).reach() {
+            for address in listener(address, 0).reach() {
                 std::net::TcpStream::connect(address).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn tells_how_many_wait_to_be_accepted() {
+        let socket = &listen()[0];
+        let address = socket.local_addr().unwrap();
+        let _clients = [(); 3].map(|()| std::net::TcpStream::connect(address).unwrap());
+        let find = |found: Vec<Listener>| found.into_iter().find(|listener| listener.address == address).unwrap();
+        assert_eq!(find(table::listeners().unwrap()).queued, 3);
+        if let Ok(found) = netlink::listeners() {
+            let found = find(found);
+            // The standard library asks for a backlog of 128.
+            assert_eq!((found.queued, found.room), (3, 128));
         }
     }
 
@@ -300,10 +332,7 @@ mod tests {
                 "   0: 00000000:07E8 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 640 1"
             )
         };
-        let listener = Listener {
-            address: "0.0.0.0:2024".parse().unwrap(),
-            inode: 640,
-        };
+        let listener = listener("0.0.0.0:2024".parse().unwrap(), 640);
         assert_eq!(table::listener(&line("0A")), Some(listener));
         for line in [
             &line("01"),

@@ -122,7 +122,7 @@ impl Supervised {
 impl Run {
     fn new(listening: Listening, timeout: Duration) -> (Arc<Self>, Process, watch::Sender<Option<Ended>>) {
         let (end, ended) = watch::channel(None);
-        let upstream = Upstream::new(listening.addresses, timeout);
+        let upstream = Upstream::new(listening.addresses, listening.listener, timeout);
         (Arc::new(Self { upstream, ended }), listening.process, end)
     }
 

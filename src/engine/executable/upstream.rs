@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 
 use super::connection::Connection;
 use super::head;
+use super::listen::{self, Listener};
 use super::reply::ReplyBody;
 use crate::event::{Body, BodyError};
 
@@ -26,6 +27,9 @@ const IDLE_LIMIT: Duration = Duration::from_secs(1);
 /// A server that handles one connection at a time does not get to a new one as long as we keep another one open. When a
 /// new one has waited this long for its first reply, none is kept.
 const NEW_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How often a full queue is looked at.
+const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Why a request got no reply.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,7 @@ impl SendError {
 /// The connections to one run of a program.
 pub struct Upstream {
     addresses: Vec<SocketAddr>,
+    queue: Option<Queue>,
     /// Time to the head of a reply, and between two pieces of its body.
     pub(super) timeout: Duration,
     idle: Mutex<Idle>,
@@ -77,9 +82,10 @@ struct Idle {
 
 impl Upstream {
     /// Must be called within a runtime. `addresses` all lead to the same program, and there is at least one.
-    pub fn new(addresses: Vec<SocketAddr>, timeout: Duration) -> Arc<Self> {
+    pub fn new(addresses: Vec<SocketAddr>, listener: Option<Listener>, timeout: Duration) -> Arc<Self> {
         Arc::new(Self {
             addresses,
+            queue: listener.and_then(Queue::of),
             timeout,
             idle: Mutex::default(),
             starving: AtomicUsize::new(0),
@@ -121,7 +127,8 @@ impl Upstream {
                 },
             }
         }
-        let mut connection = match Connection::open(&self.addresses).await {
+        let _unanswered = self.queue.as_ref().map(Unanswered::new);
+        let mut connection = match self.open().await {
             Ok(connection) => connection,
             // It is gone, with this request maybe: which must not be the end of its next run as well.
             Err(_) if is_again => return Err(SendError::NoReply),
@@ -135,6 +142,18 @@ impl Upstream {
         };
         let reply = self.exchange_first(&mut connection, request).await?;
         Ok(self.pass_on(connection, reply).await)
+    }
+
+    /// A new connection, once there is room for it in the queue of those that the program has not accepted.
+    async fn open(&self) -> std::io::Result<Connection> {
+        let Some(queue) = self.queue.as_ref().filter(|queue| queue.may_be_full()) else {
+            return Connection::open(&self.addresses).await;
+        };
+        let _turn = queue.turn.lock().await;
+        while queue.is_full()? {
+            tokio::time::sleep(QUEUE_PAUSE).await;
+        }
+        Connection::open(&self.addresses).await
     }
 
     /// The first exchange of a new connection.
@@ -203,6 +222,54 @@ impl Idle {
         let used = |(_, since): &(Connection, Instant)| since.elapsed() < IDLE_LIMIT;
         let kept = self.connections.iter().position(used).unwrap_or(self.connections.len());
         self.connections.drain(..kept);
+    }
+}
+
+/// The connections that a program has not accepted yet. What comes when the kernel has no more room for them is dropped
+/// without a word, and TCP tries again a second later: so we don't come then. Python's `http.server` has room for 5.
+struct Queue {
+    inode: u32,
+    room: usize,
+    /// Events on new connections that have no reply yet; more can't be in the queue.
+    unanswered: AtomicUsize,
+    /// Held by the one who looks for room, until it has taken it.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Queue {
+    fn of(listener: Listener) -> Option<Self> {
+        (listener.room > 0).then(|| Self {
+            inode: listener.inode,
+            room: listener.room as usize,
+            unanswered: AtomicUsize::new(0),
+            turn: tokio::sync::Mutex::default(),
+        })
+    }
+
+    fn may_be_full(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) > self.room
+    }
+
+    fn is_full(&self) -> std::io::Result<bool> {
+        let listeners = listen::listeners()?;
+        let ours = listeners.iter().find(|listener| listener.inode == self.inode);
+        Ok(ours.is_some_and(|ours| ours.queued as usize >= self.room))
+    }
+}
+
+/// An event on a new connection, until it has its reply.
+struct Unanswered<'a>(&'a Queue);
+
+impl<'a> Unanswered<'a> {
+    fn new(queue: &'a Queue) -> Self {
+        queue.unanswered.fetch_add(1, Ordering::Relaxed);
+        Self(queue)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.unanswered.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

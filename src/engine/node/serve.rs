@@ -46,6 +46,7 @@ impl Server {
             Some(port) => Ok(Listening {
                 process,
                 addresses: vec![(std::net::Ipv4Addr::LOCALHOST, port).into()],
+                listener: None,
             }),
             None => {
                 lookout

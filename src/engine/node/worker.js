@@ -4,9 +4,9 @@
 // are described in `engine/worker/frame.rs`, the heads inside them and what programs may look like in
 // `engine/node/mod.rs`. The value of this script is the function that the bootstrap there calls.
 
-(({ channel: descriptor, require, load: importModule }) => {
-  "use strict";
+"use strict";
 
+(({ channel: descriptor, require, load: importModule }) => {
   const { AsyncLocalStorage } = require("node:async_hooks");
   const fs = require("node:fs");
   const http = require("node:http");
@@ -27,6 +27,8 @@
   const WINDOW_BYTES = 512 << 10;
   // A reply up to this goes as one frame.
   const WHOLE_BYTES = 1 << 20;
+  // How long a reply's second piece is waited for before its first is sent. Node's own streams take 2 for the end.
+  const MICROTASKS = 16;
   // Below this one copy is cheaper than a list of buffers for the kernel.
   const COPY_BYTES = 64 << 10;
   // The beginning of an account says most in Node; this many characters of it are kept.
@@ -85,10 +87,11 @@
       header[8] = kind;
       this.out.push(header, ...payload);
       this.outBytes += HEADER_BYTES + length;
-      if (!this.scheduled) {
-        this.scheduled = true;
-        setImmediate(() => this.flush());
-      }
+      if (this.scheduled) return;
+      // Others may have something to say in this turn of the loop; if there are others.
+      if (exchanges.size <= 1) return this.flush();
+      this.scheduled = true;
+      setImmediate(() => this.flush());
     },
 
     flush() {
@@ -336,9 +339,11 @@
       this.reader = pieces;
       const first = await pieces.next();
       if (first.done) return this.replyWhole(head, EMPTY);
-      // What is there as a whole ends at once; what takes longer than a turn of the loop is sent as it comes.
+      // A body that was given as a whole ends at once; any other is sent as it comes.
+      let now = null;
       const second = pieces.next();
-      const now = await Promise.race([second, turn()]);
+      second.then((next) => (now = next), () => {});
+      for (let tries = 0; now === null && tries < MICROTASKS; tries += 1) await null;
       const start = bytesOfPiece(first.value);
       if (now?.done && start.length <= WHOLE_BYTES) return this.replyWhole(head, start);
       if (this.replied || this.cancelled) return;
@@ -475,18 +480,6 @@
     const length = Buffer.allocUnsafe(4);
     length.writeUInt32LE(head.length);
     return [length, head];
-  }
-
-  let thisTurn = null;
-  /** Resolves, to nothing, when this turn of the loop is over. */
-  function turn() {
-    thisTurn ??= new Promise((resolve) => {
-      setImmediate(() => {
-        thisTurn = null;
-        resolve();
-      });
-    });
-    return thisTurn;
   }
 
   // --- what goes wrong
@@ -692,7 +685,6 @@
   /** Takes away what `node -e` adds to what a program finds, started by its own name. */
   function cleanUp() {
     process.execArgv = [];
-    process._eval = undefined;
     const { webcrypto } = require("node:crypto");
     for (const name of ["module", "exports", "require", "__filename", "__dirname", ...Module.builtinModules]) {
       if (name !== "console" && name !== "process") delete globalThis[name];

@@ -30,8 +30,7 @@ const HOP_BY_HOP: [&str; 7] = [
     "upgrade",
 ];
 
-/// The environment of a guest that is given a request (RFC 3875, section 4.1), `own` first: what the request says
-/// wins over it.
+/// The environment of a guest that is given a request (RFC 3875, section 4.1), and what of its `own` has other names.
 ///
 /// # Errors
 /// [`FailureKind::BadEvent`] if a value has a NUL in it, which no environment can hold.
@@ -54,7 +53,6 @@ pub(super) fn environment(
     let (host, port) = host_and_port(parts, context);
 
     let mut all: Vec<(String, String)> = Vec::with_capacity(own.len() + parts.headers.len() + 18);
-    all.extend_from_slice(own);
     let mut set = |name: &str, value: String| all.push((name.to_owned(), value));
     set("EVENT_TYPE", "http".into());
     set("GATEWAY_INTERFACE", "CGI/1.1".into());
@@ -97,16 +95,29 @@ pub(super) fn environment(
             all.push((variable, joined(&parts.headers, name)));
         }
     }
+    add(own, &mut all);
     Ok(all)
 }
 
 /// The environment of a guest that is given a network message on stdin.
 pub(super) fn message_environment(own: &[(String, String)], length: usize) -> Vec<(String, String)> {
-    let mut all = own.to_vec();
-    all.push(("EVENT_TYPE".into(), "message".into()));
-    all.push(("CONTENT_TYPE".into(), "application/json".into()));
-    all.push(("CONTENT_LENGTH".into(), length.to_string()));
+    let mut all = vec![
+        ("EVENT_TYPE".into(), "message".into()),
+        ("CONTENT_TYPE".into(), "application/json".into()),
+        ("CONTENT_LENGTH".into(), length.to_string()),
+    ];
+    add(own, &mut all);
     all
+}
+
+/// Adds the variables whose names are not taken: of two with one name, which one a guest sees depends on its language.
+fn add(own: &[(String, String)], all: &mut Vec<(String, String)>) {
+    let taken = all.len();
+    for variable in own {
+        if !all[..taken].iter().any(|(name, _)| *name == variable.0) {
+            all.push(variable.clone());
+        }
+    }
 }
 
 /// `User-Agent` is `HTTP_USER_AGENT`; `None` for what must not, or need not, be passed on.
@@ -270,8 +281,11 @@ mod tests {
 
     fn variables(request: http::Request<Body>, context: &Context) -> BTreeMap<String, String> {
         let (parts, body) = request.into_parts();
-        let own = [("GREETING".to_owned(), "hello".to_owned())];
-        environment(&own, &parts, &body, context).unwrap().into_iter().collect()
+        let own = [("GREETING", "hello"), ("PATH_INFO", "/mine")].map(|(name, value)| (name.into(), value.into()));
+        let all = environment(&own, &parts, &body, context).unwrap();
+        let by_name: BTreeMap<_, _> = all.iter().cloned().collect();
+        assert_eq!(by_name.len(), all.len(), "no name twice");
+        by_name
     }
 
     fn head(text: &str) -> (response::Parts, usize) {

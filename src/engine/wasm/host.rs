@@ -15,6 +15,9 @@ use super::limits::{HasLimits, Limits};
 use super::log::Log;
 use super::stdio::Stdin;
 
+/// Resources (streams, bodies, headers) that a guest may hold at once; some hold buffers outside its own memory.
+const RESOURCES: usize = 2048;
+
 /// The store's data of a component.
 pub(super) struct ComponentHost {
     table: ResourceTable,
@@ -26,8 +29,10 @@ pub(super) struct ComponentHost {
 
 impl ComponentHost {
     pub(super) fn new(mut wasi: WasiCtxBuilder, limits: Limits, component: &std::sync::Arc<str>) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES);
         Self {
-            table: ResourceTable::new(),
+            table,
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
             hooks: Hooks {
@@ -121,13 +126,14 @@ impl WasiHttpHooks for Hooks {
         Box::new(async { Err(HttpError::HttpRequestDenied) })
     }
 
-    /// One write of a guest, and with the next function how many of them wait for the client: up to 1 MiB in all.
+    /// The most that a guest may write at once, in bytes.
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
-        64 << 10
+        32 << 10
     }
 
+    /// Writes that wait for the client (and one more): all of a reply of 32 KiB from a guest that writes by the page.
     fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
-        15
+        7
     }
 }
 

@@ -7,7 +7,7 @@ use wasmtime::ResourceLimiter;
 /// The most that one guest's linear memories may hold, in bytes, on a machine that has the memory.
 const PER_GUEST: usize = 256 << 20;
 /// The most elements of one table; a large program has some ten thousand functions.
-const TABLE_ELEMENTS: usize = 1 << 20;
+pub(super) const TABLE_ELEMENTS: usize = 1 << 18;
 /// A Wasm page.
 const PAGE: usize = 64 << 10;
 

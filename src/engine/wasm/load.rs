@@ -10,7 +10,7 @@ use wasmtime::{Engine, Module, Precompiled};
 use super::cache::{Cache, Key};
 use crate::engine::StartError;
 
-/// The largest file that is tried, in bytes; compiling takes some fifty times as much memory.
+/// The largest file that is tried, in bytes; compiling takes some twenty times as much memory.
 const FILE_LIMIT: u64 = 512 << 20;
 
 /// Compiled code.
@@ -35,18 +35,7 @@ enum Form {
 /// # Errors
 /// A sentence that names the file and says what it is instead, or why it can't be compiled.
 pub(super) fn load(engine: &Engine, path: &Path, cache: Option<&Path>) -> Result<Code, StartError> {
-    let shown = path.display();
-    let unreadable = |error: io::Error| StartError::new(format!("{shown} can't be read: {error}"));
-    let mut file = File::open(path).map_err(unreadable)?;
-    let size = file.metadata().map_err(unreadable)?.len();
-    if size > FILE_LIMIT {
-        return Err(StartError::new(format!(
-            "{shown} has {size} bytes; the limit is {FILE_LIMIT}"
-        )));
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-    file.read_to_end(&mut bytes).map_err(unreadable)?;
-
+    let bytes = read(path)?;
     match form(&bytes) {
         Some(Form::Elf) => precompiled(engine, path, &bytes),
         Some(form) => {
@@ -59,8 +48,38 @@ pub(super) fn load(engine: &Engine, path: &Path, cache: Option<&Path>) -> Result
             });
             compiled(engine, path, &bytes, form, cache.as_ref())
         }
-        None => Err(StartError::new(format!("{shown}: {}", no_wasm(&bytes)))),
+        None => Err(StartError::new(format!("{}: {}", path.display(), no_wasm(&bytes)))),
     }
+}
+
+/// The machine code of the Wasm file at `path`, to be kept in a `.cwasm` file.
+///
+/// # Errors
+/// As [`load`], and for a file that is machine code already.
+pub(super) fn compile(engine: &Engine, path: &Path) -> Result<Vec<u8>, StartError> {
+    let bytes = read(path)?;
+    let compiled = match form(&bytes) {
+        Some(Form::Module) => engine.precompile_module(&bytes),
+        Some(Form::Component) => engine.precompile_component(&bytes),
+        Some(Form::Elf) => Err(wasmtime::format_err!("it is machine code already")),
+        None => Err(wasmtime::format_err!("{}", no_wasm(&bytes))),
+    };
+    compiled.map_err(|error| StartError::new(format!("{} can't be compiled: {error:#}", path.display())))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, StartError> {
+    let shown = path.display();
+    let unreadable = |error: io::Error| StartError::new(format!("{shown} can't be read: {error}"));
+    let mut file = File::open(path).map_err(unreadable)?;
+    let size = file.metadata().map_err(unreadable)?.len();
+    if size > FILE_LIMIT {
+        return Err(StartError::new(format!(
+            "{shown} has {size} bytes; the limit is {FILE_LIMIT}"
+        )));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    file.read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
 }
 
 fn form(bytes: &[u8]) -> Option<Form> {

@@ -93,15 +93,27 @@ pub(super) async fn http(
     })
     .await?;
 
-    Ok(Reply::Http(if ended {
-        response.map(finished)
-    } else {
-        let promised = response
-            .headers()
-            .get(CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse().ok());
-        response.map(|body| Unfinished::body(body, run, promised))
-    }))
+    if response.status().is_informational() {
+        return Err(failure::broke_interface(
+            format!(
+                "the guest answered with status {}, which is not a final one",
+                response.status()
+            ),
+            &log,
+        ));
+    }
+    if ended {
+        let (head, body) = response.into_parts();
+        let body = finished(body).map_err(|error| {
+            failure::broke_interface(format!("the guest left its response unfinished: {error}"), &log)
+        })?;
+        return Ok(Reply::Http(http::Response::from_parts(head, body)));
+    }
+    let promised = response
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse().ok());
+    Ok(Reply::Http(response.map(|body| Unfinished::body(body, run, promised))))
 }
 
 /// A request without a host, which HTTP/1.0 allows and `wasi:http` doesn't, is one to our own address.

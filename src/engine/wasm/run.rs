@@ -4,7 +4,9 @@
 //! head, then the intake's connection for each piece of the body. So an event costs no wake-up, a slow client slows
 //! its guest, and a client that goes away takes the guest with it.
 
+use std::collections::VecDeque;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -97,7 +99,9 @@ impl Future for Run {
         let Some(guest) = &mut self.guest else {
             return Poll::Ready(Ok(()));
         };
-        if let Poll::Ready(result) = guest.as_mut().poll(cx) {
+        // Unwind safety: after a panic the guest, with all that it had, is dropped.
+        let polled = catch_unwind(AssertUnwindSafe(|| guest.as_mut().poll(cx)));
+        if let Poll::Ready(result) = polled.unwrap_or_else(|_| Poll::Ready(Err(panicked()))) {
             self.guest = None;
             return Poll::Ready(result);
         }
@@ -124,6 +128,14 @@ fn end(deadline: Instant, timeout: Duration, stop: CancellationToken) -> End {
             () = tokio::time::sleep_until(deadline.into()) => timed_out(timeout),
         }
     })
+}
+
+/// What a guest asked for made our side of its interface panic; that is this event's failure and nobody else's.
+fn panicked() -> Failure {
+    Failure::new(
+        FailureKind::Program,
+        "polyinit itself failed at something that the guest asked for; the log says where",
+    )
 }
 
 fn timed_out(timeout: Duration) -> Failure {
@@ -235,43 +247,44 @@ impl<S> Drop for Unfinished<S> {
 }
 
 /// The body that a guest that has ended left in `source`: nothing is waited for.
-pub(super) fn finished<S>(mut source: S) -> Body
+///
+/// # Errors
+/// The source's, if the guest left it broken.
+pub(super) fn finished<S>(mut source: S) -> Result<Body, S::Error>
 where
-    S: HttpBody<Data = Bytes> + Unpin + Send + 'static,
-    S::Error: Into<BodyError>,
+    S: HttpBody<Data = Bytes> + Unpin,
 {
     let mut pieces = Pieces::default();
     let mut cx = Context::from_waker(Waker::noop());
     while let Poll::Ready(Some(frame)) = Pin::new(&mut source).poll_frame(&mut cx) {
-        pieces.push(frame.map_err(Into::into));
+        pieces.push(frame?);
     }
-    pieces.into_body()
+    Ok(pieces.into_body())
 }
 
 /// Frames that are all there.
 #[derive(Default)]
 struct Pieces {
-    frames: std::collections::VecDeque<Result<Frame<Bytes>, BodyError>>,
+    frames: VecDeque<Frame<Bytes>>,
     /// Data that is left, in bytes.
     length: u64,
-    /// Whether there is anything but data.
-    more_than_data: bool,
+    trailers: bool,
 }
 
 impl Pieces {
-    fn push(&mut self, frame: Result<Frame<Bytes>, BodyError>) {
-        match frame.as_ref().ok().and_then(Frame::data_ref) {
+    fn push(&mut self, frame: Frame<Bytes>) {
+        match frame.data_ref() {
             Some(data) => self.length += data.len() as u64,
-            None => self.more_than_data = true,
+            None => self.trailers = true,
         }
         self.frames.push_back(frame);
     }
 
     fn into_body(mut self) -> Body {
-        if self.more_than_data {
+        if self.trailers {
             return Body::stream(self);
         }
-        let mut data = std::iter::from_fn(|| self.frames.pop_front()).flat_map(|frame| frame.ok()?.into_data().ok());
+        let mut data = std::iter::from_fn(|| self.frames.pop_front()).flat_map(Frame::into_data);
         let first = data.next().unwrap_or_default();
         if self.length == first.len() as u64 {
             return first.into();
@@ -283,7 +296,7 @@ impl Pieces {
             return whole.freeze().into();
         }
         drop(data);
-        self.frames.push_front(Ok(Frame::data(first)));
+        self.frames.push_front(Frame::data(first));
         Body::stream(self)
     }
 }
@@ -294,12 +307,10 @@ impl HttpBody for Pieces {
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = self.frames.pop_front();
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
+        if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
             self.length -= data.len() as u64;
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {

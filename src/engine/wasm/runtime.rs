@@ -12,7 +12,7 @@ use wasmtime::{
     WasmBacktraceDetails,
 };
 
-use super::limits::{Budget, HasLimits};
+use super::limits::{Budget, HasLimits, TABLE_ELEMENTS};
 use crate::engine::StartError;
 use crate::event::{Failure, FailureKind};
 
@@ -24,6 +24,10 @@ const IDLE_TICKS: u32 = 100;
 const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Core instances and tables that one slot allows for: a component has a few of each (its own module, adapters, shims).
 const PER_SLOT: u32 = 8;
+/// Free slots that keep the pages of their last guest.
+const WARM_SLOTS: u32 = 16;
+/// The share of the machine's memory that one warm slot may keep, one part in this many: all of them one in 128.
+const KEPT_SHARE: usize = 2048;
 
 /// The Wasm side of this process.
 pub(super) struct Runtime {
@@ -52,7 +56,7 @@ impl Runtime {
         let memory = memory_of_machine();
         let budget = Budget::of_machine(memory);
         let slot_count = u32::try_from(memory >> 20).unwrap_or(u32::MAX).clamp(32, 1000);
-        let engine = Engine::new(&pooled(slot_count, budget.per_guest()))
+        let engine = Engine::new(&pooled(slot_count, budget.per_guest(), memory / KEPT_SHARE))
             .or_else(|refusal| {
                 tracing::info!(
                     "no address space for {slot_count} pooled Wasm memories ({refusal:#}); making each on demand"
@@ -127,8 +131,21 @@ fn common() -> Config {
     config
 }
 
+/// An engine that compiles for any machine of this architecture, and runs nothing.
+///
+/// # Errors
+/// If there is no compiler for this architecture.
+pub(super) fn portable_compiler() -> Result<Engine, StartError> {
+    let mut config = common();
+    // Named, the target has no more than every processor of its kind; by default it has all that this one has.
+    config
+        .target(&format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
+        .and_then(|config| Engine::new(config))
+        .map_err(|error| StartError::new(format!("Wasm can't be compiled on this machine: {error:#}")))
+}
+
 /// Address space for `slots` memories is reserved at once; an instance then costs a few microseconds.
-fn pooled(slots: u32, per_guest: usize) -> Config {
+fn pooled(slots: u32, per_guest: usize, keep: usize) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(slots)
         .total_tables(slots.saturating_mul(PER_SLOT))
@@ -137,10 +154,14 @@ fn pooled(slots: u32, per_guest: usize) -> Config {
         .total_component_instances(slots)
         .max_memories_per_module(4)
         .max_tables_per_module(4)
+        .table_elements(TABLE_ELEMENTS)
+        // Bounds, not reservations: what is made is as large as the program's lists of functions.
+        .max_core_instance_size(16 << 20)
+        .max_component_instance_size(16 << 20)
         .max_memory_size(per_guest)
-        // Used slots keep their pages, so that the next guest takes no page faults: a few MiB in all.
-        .max_unused_warm_slots(16)
-        .linear_memory_keep_resident(256 << 10)
+        // Used slots keep their pages, so that the next guest takes no page faults.
+        .max_unused_warm_slots(WARM_SLOTS)
+        .linear_memory_keep_resident(keep.min(4 << 20))
         .table_keep_resident(16 << 10)
         .async_stack_keep_resident(0)
         .pagemap_scan(Enabled::Auto);
@@ -251,7 +272,7 @@ mod tests {
 
     #[test]
     fn both_ways_of_allocation_are_valid_configurations() {
-        Engine::new(&pooled(32, 1 << 20)).unwrap();
+        Engine::new(&pooled(32, 1 << 20, 64 << 10)).unwrap();
         Engine::new(&on_demand()).unwrap();
     }
 

@@ -67,11 +67,15 @@ const PLAIN: &str = r"Content-Type: text/plain\0a\0a";
 async fn start_with(settings: &Settings, wat: &str) -> Result<Arc<dyn Engine>, StartError> {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("guest.wasm"), wat::parse_str(wat).unwrap()).unwrap();
+    start_file(settings, directory.path(), "guest.wasm").await
+}
+
+async fn start_file(settings: &Settings, root: &Path, file: &str) -> Result<Arc<dyn Engine>, StartError> {
     let component = Component {
         name: "guest".into(),
-        root: directory.path().to_owned(),
+        root: root.to_owned(),
         engine: EngineKind::Wasm,
-        entrypoint: Entrypoint::File("guest.wasm".into()),
+        entrypoint: Entrypoint::File(file.into()),
         environment: [("GREETING".to_owned(), "hello".to_owned())].into(),
         routes: Vec::new(),
         messages: true,
@@ -375,6 +379,19 @@ async fn a_length_without_a_body_answers_a_head_request() {
     let asked = http::Request::head("/").body(Body::empty()).unwrap();
     let response = request(&guest, asked).await.unwrap();
     assert_eq!(response.headers()["content-length"], "9");
+}
+
+#[tokio::test]
+async fn a_program_compiled_ahead_of_time_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let wasm = directory.path().join("guest.wasm");
+    std::fs::write(&wasm, wat::parse_str(module(PLAIN, &say(26))).unwrap()).unwrap();
+    let compiled = compile(&wasm).unwrap();
+    std::fs::write(directory.path().join("guest.cwasm"), compiled).unwrap();
+    let guest = start_file(&Settings::default(), directory.path(), "guest.cwasm")
+        .await
+        .unwrap();
+    assert_eq!(get(&guest).await.unwrap().status(), 200);
 }
 
 #[tokio::test]

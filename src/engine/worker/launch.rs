@@ -58,19 +58,21 @@ pub async fn launch(
         })?;
     let channel = interpreter.channel.clone();
     channel.tell(Kind::Load, &load);
+    let started = &mut interpreter.started;
     let first_word = async {
         tokio::select! {
-            word = &mut interpreter.started => Ok(word),
-            error = channel.run() => Err(error),
+            word = &mut *started => word.ok(),
+            // Its word and its end may come together.
+            _ = channel.run() => started.try_recv().ok(),
         }
     };
     let limit = settings.start_timeout;
     match tokio::time::timeout(limit, first_word).await {
-        Ok(Ok(Ok(Ok(found)))) => {
+        Ok(Some(Ok(found))) => {
             let found = serde_json::from_slice(&found).unwrap_or_default();
             Ok(Launched { interpreter, found })
         }
-        Ok(Ok(Ok(Err(fault)))) => {
+        Ok(Some(Err(fault))) => {
             // It has said why, and ends by itself; its last output is worth a moment.
             let _ = tokio::time::timeout(LAST_BREATH, interpreter.process.ended()).await;
             let mut error = StartError::new(format!("{name}: {}", fault.message));
@@ -80,7 +82,7 @@ pub async fn launch(
             };
             Err(error)
         }
-        Ok(_) => {
+        Ok(None) => {
             let how = last_breath(&mut interpreter.process).await;
             let words = interpreter.process.last_words().await;
             let language = language.name();

@@ -1,7 +1,7 @@
 //! Native worker processes, whatever their language: started, given events over a [`channel`], watched, replaced.
 //!
 //! ```text
-//! Engine::handle -> pool: which worker? -> channel: frames -> worker.py, worker.mjs -> the program
+//! Engine::handle -> pool: which worker? -> channel: frames -> worker.py, worker.js -> the program
 //! ```
 //!
 //! A component begins with one worker, warm if the machine had time to start one, and grows to as many as there are

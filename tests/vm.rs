@@ -1,0 +1,260 @@
+//! `polyinit vm`: an image in a real microVM, and the gateway that offers its program.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use polyinit::event::Event;
+use polyinit::host::gateway;
+use polyinit::host::link::Link;
+use polyinit::wire::ConfigurationAnswer;
+
+use crate::host::{Guest, configuration_for};
+use crate::support::{PATIENCE, Running, built, get, request};
+
+/// An image with nothing but init in it.
+struct Image {
+    folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Image {
+    fn build() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wasm.squashfs");
+        let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("runtimes/wasm");
+        let arguments = ["image", "build", recipe.to_str().unwrap(), "-o", path.to_str().unwrap()];
+        let (status, output) = Running::start(&arguments).end();
+        assert_eq!(status.code(), Some(0), "{output}");
+        Self { folder, path }
+    }
+
+    /// Boots it in an emulated machine with `program` in it, and waits until that is served.
+    fn boot(&self, program: &Path, arguments: &[&str]) -> Machine {
+        let mut all = vec![
+            "vm",
+            self.path.to_str().unwrap(),
+            "--program",
+            program.to_str().unwrap(),
+        ];
+        all.extend(["--listen", "127.0.0.1:0", "--vmm", "qemu"]);
+        all.extend(arguments);
+        let running = Running::start(&all);
+        let line = running.wait_for("serving on http://");
+        let address = line.rsplit('/').next().unwrap().trim().to_owned();
+        // QEMU's process has the image's path in its command line, and beside it that of the machine's own folder.
+        let vmm = command_lines_with(self.path.to_str().unwrap())
+            .into_iter()
+            .find(|line| line.starts_with("/") && line.contains("qemu"))
+            .expect("a VMM");
+        let folder = vmm
+            .split([' ', ',', '='])
+            .filter_map(|word| Path::new(word).ancestors().find(|path| is_machine_folder(path)))
+            .next()
+            .expect("the machine's folder")
+            .to_owned();
+        Machine {
+            running,
+            address,
+            folder,
+        }
+    }
+}
+
+struct Machine {
+    running: Running,
+    address: String,
+    /// With the VMM's sockets: it stands in the command lines of all that the machine consists of.
+    folder: PathBuf,
+}
+
+impl Machine {
+    /// Nothing of the machine runs any more. The kernel kills it when `polyinit` dies, and tells nobody when it has.
+    fn is_gone(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = command_lines_with(self.folder.to_str().unwrap());
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left behind: {left:?}");
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+}
+
+fn is_machine_folder(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.starts_with("polyinit-vm-")
+}
+
+/// The command lines of other processes that have `text` in them.
+fn command_lines_with(text: &str) -> Vec<String> {
+    let lines = std::fs::read_dir("/proc").unwrap().flatten().map(|process| {
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).replace('\0', " ")
+    });
+    lines
+        .filter(|line| line.contains(text) && !line.contains("polyinit vm"))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_component_in_a_microvm() {
+    let image = Image::build();
+    let machine = image.boot(&built("rust-http.wasm"), &["--memory", "256"]);
+    let get = |path: &'static str| get(&machine.address, path);
+    assert_eq!(get("/").await.text(), "Hello from a Rust component\n");
+    assert_eq!(
+        get("/headers?a=%20b").await.json()["path_with_query"],
+        "/headers?a=%20b"
+    );
+    assert_eq!(get("/cookies").await.all("set-cookie").len(), 2);
+    assert_eq!(get("/status/418").await.status, 418);
+    let streamed = get("/stream").await;
+    assert_eq!(streamed.text().lines().count(), 10);
+    assert!(streamed.headers.contains_key("content-length"));
+
+    let body: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 249) as u8).collect();
+    let echoed = request(&machine.address, http::Request::post("/echo"), body.clone()).await;
+    assert!(echoed.body == body);
+    let many = (0..16).map(|_| get("/"));
+    for reply in futures_util::future::join_all(many).await {
+        assert_eq!(reply.status, 200);
+    }
+
+    machine.running.interrupt();
+    machine.running.wait_for("halted");
+    machine.is_gone();
+    let (status, output) = machine.running.end();
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert!(!machine.folder.exists());
+    drop(image.folder);
+}
+
+#[tokio::test]
+async fn nothing_outlives_a_killed_polyinit() {
+    let image = Image::build();
+    let machine = image.boot(&built("exec-rust"), &["--net"]);
+    let reply = get(&machine.address, "/redirect").await;
+    assert_eq!(reply.status, 302);
+    machine.running.signal(Signal::SIGKILL);
+    machine.is_gone();
+    let (status, output) = machine.running.end();
+    assert_eq!(status.signal(), Some(9), "{output}");
+    // Nobody was left to remove it.
+    std::fs::remove_dir_all(machine.folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_is_none_is_told_and_the_machine_halted() {
+    let image = Image::build();
+    let notes = image.folder.path().join("notes.txt");
+    std::fs::write(&notes, "hello").unwrap();
+    let image_path = image.path.to_str().unwrap();
+    let arguments = [
+        "vm",
+        image_path,
+        "--program",
+        notes.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let (status, output) = Running::start(&arguments).end();
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(output.contains("the program was not started"), "{output}");
+    assert!(output.contains("notes.txt") && output.contains("halted"), "{output}");
+}
+
+/// The gateway needs no machine: `polyinit guest` stands behind such a socket as well.
+#[tokio::test]
+async fn the_gateway_hands_over_requests_and_messages() {
+    let guest = Guest::start(&[]).await;
+    let link = Link::new(guest.socket());
+    let configuration = configuration_for(&built("rust-http.wasm"), "executable", "rust-http.wasm");
+    let answer = link.configure(&configuration).await.unwrap();
+    assert_eq!(answer, ConfigurationAnswer::Success);
+
+    let handler = gateway::handler(link.clone(), gateway::Limits::default());
+    let ask = async |request: http::Request<polyinit::event::Body>| match handler(Event::http(request)).await.unwrap() {
+        polyinit::event::Reply::Http(response) => response,
+        other => panic!("{other:?}"),
+    };
+    let response = ask(http::Request::get("/cookies").body("".into()).unwrap()).await;
+    assert_eq!(response.headers().get_all("set-cookie").iter().count(), 2);
+    assert_eq!(response.headers()["content-length"], "12");
+    // The program's own failure comes as the network's hosts show it: the account as text.
+    let response = ask(http::Request::get("/panic").body("".into()).unwrap()).await;
+    assert_eq!(response.status(), 500);
+    assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
+
+    link.halt().await.unwrap();
+    let gone = handler(Event::http(http::Request::get("/").body("".into()).unwrap())).await;
+    assert!(gone.unwrap_err().kind.status().is_server_error());
+    guest.has_ended();
+}
+
+/// What is said of a machine that can't be, at once and without one.
+fn refused(arguments: &[&str]) -> String {
+    let (status, output) = Running::start(arguments).end();
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(!output.contains("panicked"), "{output}");
+    output
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (image, text, kernel) = (at("image"), at("text"), at("vmlinux"));
+    std::fs::write(&image, "hsqs").unwrap();
+    std::fs::write(&text, "hello").unwrap();
+    std::fs::write(&kernel, "").unwrap();
+    let listen = ["--listen", "127.0.0.1:0"];
+    let vm = |more: &[&str]| refused(&[&["vm"], more, &listen].concat());
+    assert!(vm(&[&at("none"), "--kernel", &kernel]).contains("can't read the image"));
+    assert!(vm(&[&text, "--kernel", &kernel]).contains("neither a squashfs nor an ext4"));
+    assert!(vm(&[&image, "--kernel", &at("none")]).contains("there is no kernel at"));
+    assert!(vm(&[&image, "--kernel", &kernel, "--program", &at("none")]).contains("can't read"));
+    let volume = format!("{}:/data:rw", folder.path().display());
+    assert!(vm(&[&image, "--kernel", &kernel, "--volume", &volume]).contains("can't be written to from a machine"));
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = refused(&["vm", &image, "--kernel", &kernel, "--listen", &address]);
+    assert!(output.contains("choose another with --listen"), "{output}");
+}
+
+#[test]
+fn what_has_to_be_installed_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    std::fs::write(&image, "hsqs").unwrap();
+    // A program in another place finds nothing that was fetched for the build.
+    let program = folder.path().join("polyinit");
+    std::fs::copy(env!("CARGO_BIN_EXE_polyinit"), &program).unwrap();
+    let run = |more: &[&str]| -> String {
+        let Output { stderr, .. } = Command::new(&program)
+            .args([
+                "vm",
+                image.to_str().unwrap(),
+                "--vmm",
+                "qemu",
+                "--listen",
+                "127.0.0.1:0",
+            ])
+            .args(more)
+            .env_clear()
+            .env("PATH", folder.path())
+            .env("XDG_CACHE_HOME", folder.path())
+            .output()
+            .unwrap();
+        String::from_utf8(stderr).unwrap()
+    };
+    let output = run(&[]);
+    assert!(output.contains("no kernel found: pass --kernel FILE"), "{output}");
+    let output = run(&["--kernel", image.to_str().unwrap()]);
+    assert!(output.contains("qemu-system-x86_64 is not installed"), "{output}");
+}

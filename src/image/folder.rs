@@ -87,10 +87,10 @@ fn entry_of(path: &Path, modes: Modes) -> Result<Entry, FolderError> {
 fn mode(metadata: &Metadata, modes: Modes) -> u16 {
     let bits = (metadata.permissions().mode() & 0o7777) as u16;
     match modes {
+        // The permissions of a link mean nothing, and depend on the file system it is on.
+        _ if metadata.is_symlink() => 0o777,
         Modes::Plain if metadata.is_dir() || bits & 0o100 != 0 => 0o755,
         Modes::Plain => 0o644,
-        // The permissions of a link mean nothing, and depend on the file system it is on.
-        Modes::Kept if metadata.is_symlink() => 0o777,
         Modes::Kept => bits,
     }
 }
@@ -130,7 +130,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(modes_of(Modes::Kept), of([0o2770, 0o777, 0o600, 0o4710]));
-        assert_eq!(modes_of(Modes::Plain), of([0o755, 0o644, 0o644, 0o755]));
+        assert_eq!(modes_of(Modes::Plain), of([0o755, 0o777, 0o644, 0o755]));
     }
 
     #[test]

@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn an_unknown_base_or_compression_names_the_one_meant() {
-        assert!(mistake("base = \"none\"").ends_with("did you mean `none`?"));
+        assert!(mistake("base = \"nune\"").ends_with("did you mean `none`?"));
         assert!(mistake("base = \"none\"\ncompression = \"zst\"").ends_with("did you mean `zstd`?"));
     }
 

@@ -8,6 +8,7 @@ mod bad_input;
 mod executable;
 #[cfg(feature = "image")]
 mod image;
+mod microvm;
 mod node;
 mod python;
 mod serve;

@@ -10,7 +10,7 @@ pub use client::{Response, get, get_h2, request};
 pub use process::Running;
 
 /// How long anything that a test waits for may take: much longer than it does, even on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `polyinit serve PROGRAM`, on a free port.
 pub struct Served {

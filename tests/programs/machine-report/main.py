@@ -1,0 +1,101 @@
+"""Tells what kind of machine it runs in, as a program sees it."""
+
+import json
+import os
+import socket
+import subprocess
+from urllib.parse import parse_qs
+
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise NotImplementedError(scope["type"])
+    query = parse_qs(scope["query_string"].decode())
+    try:
+        value = ROUTES[scope["path"]](query)
+    except OSError as error:
+        value = {"error": str(error)}
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
+
+
+def report(query):
+    with open("/proc/1/cmdline", "rb") as file:
+        init = file.read().split(b"\0")[0].decode()
+    return {
+        "init": init,
+        "host_name": socket.gethostname(),
+        "mounts": mounts(),
+        "resolv_conf": read("/etc/resolv.conf"),
+        "hosts": read("/etc/hosts"),
+        "links": {name: read(f"/sys/class/net/{name}/operstate").strip() for name in os.listdir("/sys/class/net")},
+        "routes": [line.split()[:3] for line in read("/proc/net/route").splitlines()[1:]],
+        "environment": dict(os.environ),
+        "uid": os.getuid(),
+        "api_socket": os.path.exists("/run/polyinit/api.sock") and os.path.exists("/tmp/socat-socket"),
+    }
+
+
+def write(query):
+    """Writes to a path and reads it back."""
+    path = query["path"][0]
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        file.write("written in the machine\n")
+    return read(path)
+
+
+def show(query):
+    return read(query["path"][0])
+
+
+def loopback(query):
+    """A server and a client on 127.0.0.1 and ::1."""
+    said = []
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.create_server((address, 0), family=family) as server:
+            with socket.create_connection(server.getsockname()[:2]) as client:
+                client.sendall(address.encode())
+                connection, _ = server.accept()
+                with connection:
+                    said.append(connection.recv(100).decode())
+    return said
+
+
+def orphans(query):
+    """Leaves processes behind whose parents have ended, and which end themselves."""
+    count = int(query["count"][0])
+    script = f"i=0; while [ $i -lt {count} ]; do (true &); i=$((i+1)); done"
+    subprocess.run(["/bin/sh", "-c", script], check=True)
+    return count
+
+
+def zombies(query):
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fields = read(f"/proc/{process}/stat").rsplit(") ", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if fields[0] == "Z":
+            found.append(int(process))
+    return found
+
+
+def mounts():
+    return {line.split()[1]: line.split()[2:4] for line in read("/proc/mounts").splitlines()}
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
+ROUTES = {
+    "/report": report,
+    "/write": write,
+    "/show": show,
+    "/loopback": loopback,
+    "/orphans": orphans,
+    "/zombies": zombies,
+}

@@ -48,7 +48,10 @@ pub fn run() -> ! {
     tell_of(&machine);
     let life = reaper::live(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(live_in_machine())
+        let lived = runtime.block_on(live_in_machine());
+        // A compiler that is still at work is not waited for.
+        runtime.shutdown_background();
+        lived
     });
     let message = match life {
         Ok(Ok(Ok(()))) => None,

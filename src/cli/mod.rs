@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod compile;
 mod guest;
 #[cfg(feature = "image")]
 mod image;
@@ -32,6 +33,7 @@ polyinit COMMAND --help says more.";
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Compile(compile::Compile),
     Guest(guest::Guest),
     #[cfg(feature = "host")]
     Vm(vm::Machine),
@@ -50,6 +52,7 @@ pub fn run() -> ExitCode {
     let outcome = runtime.block_on(async {
         match arguments.command {
             Command::Serve(serve) => serve.run().await,
+            Command::Compile(compile) => compile.run().await,
             Command::Guest(guest) => guest.run().await,
             #[cfg(feature = "host")]
             Command::Vm(machine) => machine.run().await,
@@ -57,6 +60,8 @@ pub fn run() -> ExitCode {
             Command::Image(image) => image.run().await,
         }
     });
+    // A compiler that is still at work is not waited for.
+    runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),

@@ -176,11 +176,15 @@ impl Link {
         const ACT: &str = "halt";
         let exchange = async {
             let mut stream = self.send(HALT, ACT).await?;
-            let words = read_to_end(&mut stream, READY_LIMIT, ACT).await?;
-            match words.ends_with(STOPPED[1]) {
-                true => Ok(()),
-                false => Err(Error::Silent { act: ACT }),
+            let mut words = Vec::new();
+            // Closing upon the last word, not upon the guest's closing: it waits for that before it ends.
+            while !words.ends_with(STOPPED[1]) && words.len() < READY_LIMIT {
+                let read = stream.read_buf(&mut words).await;
+                if read.map_err(|source| Error::Broken { act: ACT, source })? == 0 {
+                    return Err(Error::Silent { act: ACT });
+                }
             }
+            Ok(())
         };
         within(HALT_DEADLINE, ACT, exchange).await
     }

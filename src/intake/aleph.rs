@@ -30,6 +30,9 @@ pub use message::{Limits, Message, MessageError};
 /// How long the rest of a message that was refused is read on, so that the answer is not lost in a reset.
 const DRAIN: Duration = Duration::from_secs(1);
 
+/// How long the host may take to close its side once it has heard that the machine is done.
+const LAST_WORD: Duration = Duration::from_millis(250);
+
 /// The pause after accept(2) failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -136,12 +139,10 @@ impl<G: Guest> Intake<G> {
             }
             Ok(Message::Halt) => {
                 self.halt().await;
-                for word in STOPPED {
-                    connection.write_all(word).await?;
-                }
-                connection.shutdown().await?;
+                // The machine ends whether or not anybody is there to hear of it.
+                let told = tell_of_end(connection).await;
                 self.halted.cancel();
-                Ok(())
+                told
             }
             Ok(Message::Shell(command)) => {
                 let output = self.guest.shell(command).await;
@@ -199,6 +200,20 @@ fn refused(error: &str) -> ConfigurationAnswer {
         error: error.to_owned(),
         traceback: error.to_owned(),
     }
+}
+
+/// Tells the host that the machine is done, and waits for it to close: the VMM ends with the machine, and what it has
+/// not handed on by then is lost.
+async fn tell_of_end(mut connection: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    for word in STOPPED {
+        connection.write_all(word).await?;
+    }
+    connection.shutdown().await?;
+    let mut sink = tokio::io::sink();
+    let closed = tokio::io::copy(&mut connection, &mut sink);
+    // A host that does not close has had time to read.
+    let _ = tokio::time::timeout(LAST_WORD, closed).await;
+    Ok(())
 }
 
 async fn finish(mut connection: impl AsyncRead + AsyncWrite + Unpin, answer: &[u8]) -> io::Result<()> {

@@ -195,7 +195,13 @@ impl Finder<'_> {
         if let Some(file) = first(&NODE) {
             return self.file(&file);
         }
-        let files = files_in(self.root);
+        let mut files = files_in(self.root);
+        // What was compiled ahead stands beside what it was compiled from.
+        let has_extension =
+            |file: &PathBuf, wanted: &str| file.extension().is_some_and(|extension| extension == wanted);
+        if files.iter().any(|file| has_extension(file, "wasm")) {
+            files.retain(|file| !has_extension(file, "cwasm"));
+        }
         let of_kind = |wanted: &[FileKind]| -> Vec<&PathBuf> {
             let is_one = |file: &&PathBuf| FileKind::of(&self.root.join(file)).is_ok_and(|kind| wanted.contains(&kind));
             files.iter().filter(is_one).collect()

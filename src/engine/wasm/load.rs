@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Precompiled};
 
@@ -39,6 +41,9 @@ pub(super) fn load(engine: &Engine, path: &Path, cache: Option<&Path>) -> Result
     match form(&bytes) {
         Some(Form::Elf) => precompiled(engine, path, &bytes),
         Some(form) => {
+            if let Some(code) = compiled_ahead(engine, path, &bytes, form) {
+                return Ok(code);
+            }
             let cache = cache.and_then(|directory| match Cache::open(directory) {
                 Ok(cache) => Some(cache),
                 Err(error) => {
@@ -65,6 +70,36 @@ pub(super) fn compile(engine: &Engine, path: &Path) -> Result<Vec<u8>, StartErro
         None => Err(wasmtime::format_err!("{}", no_wasm(&bytes))),
     };
     compiled.map_err(|error| StartError::new(format!("{} can't be compiled: {error:#}", path.display())))
+}
+
+/// Where the machine code of the Wasm file at `path` stands if it was made ahead: beside it, under a name that has its
+/// content's hash, so that no other content is ever taken for it.
+///
+/// # Errors
+/// If the file can't be read.
+pub(super) fn place_ahead(path: &Path) -> Result<PathBuf, StartError> {
+    Ok(place_ahead_of(path, &read(path)?))
+}
+
+fn place_ahead_of(path: &Path, wasm: &[u8]) -> PathBuf {
+    let hash = HEXLOWER.encode(&Sha256::digest(wasm)[..8]);
+    path.with_extension(format!("{hash}.cwasm"))
+}
+
+/// The code that was made ahead, if it is there and of use here.
+fn compiled_ahead(engine: &Engine, path: &Path, wasm: &[u8], form: Form) -> Option<Code> {
+    let ahead = place_ahead_of(path, wasm);
+    if !ahead.exists() {
+        return None;
+    }
+    map(engine, &ahead, form == Form::Component)
+        .inspect_err(|error| {
+            tracing::warn!(
+                "{} is of no use here, so it is compiled again: {error:#}",
+                ahead.display()
+            )
+        })
+        .ok()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, StartError> {
@@ -184,6 +219,22 @@ mod tests {
         let loaded = load(&Engine::default(), &path, None);
         let error = loaded.err().unwrap().message;
         error.replace(directory.path().to_str().unwrap(), "")
+    }
+
+    #[test]
+    fn code_made_ahead_is_taken_for_the_same_content_alone() {
+        let engine = Engine::default();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hello.wasm");
+        std::fs::write(&path, b"\0asm\x01\0\0\0").unwrap();
+        let ahead = place_ahead(&path).unwrap();
+        std::fs::write(&ahead, compile(&engine, &path).unwrap()).unwrap();
+        let wasm = std::fs::read(&path).unwrap();
+        assert!(compiled_ahead(&engine, &path, &wasm, Form::Module).is_some());
+        std::fs::write(&ahead, b"\x7fELF, but no machine code").unwrap();
+        assert!(compiled_ahead(&engine, &path, &wasm, Form::Module).is_none());
+        assert!(matches!(load(&engine, &path, None), Ok(Code::Module(_))));
+        assert_ne!(place_ahead_of(&path, b"other"), ahead);
     }
 
     #[test]

@@ -26,7 +26,7 @@ mod stdio;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,6 +90,14 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
 /// [`StartError`] if the file can't be read or is no valid WebAssembly.
 pub fn compile(path: &Path) -> Result<Vec<u8>, StartError> {
     load::compile(&runtime::portable_compiler()?, path)
+}
+
+/// Where [`start`] looks for the compiled code of the Wasm file at `path`, before it compiles the file itself.
+///
+/// # Errors
+/// [`StartError`] if the file can't be read.
+pub fn place_ahead(path: &Path) -> Result<PathBuf, StartError> {
+    load::place_ahead(path)
 }
 
 /// What was named for programs, and for this one, whose own wins; nothing that this process itself has.

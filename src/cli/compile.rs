@@ -1,0 +1,68 @@
+//! `polyinit compile`: WebAssembly compiled ahead of time.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::CommandError;
+use super::serve::say;
+use crate::engine::wasm;
+
+/// Compile WebAssembly ahead of time, for every machine of this architecture.
+///
+/// The code is put beside each file, where it is looked for before the file is compiled: a machine that gets both starts
+/// without a compiler's time and memory. Its name has the file's hash, so that it is never taken for another's.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    polyinit compile hello.wasm\n  \
+    polyinit compile hello.wasm -o hello.cwasm && polyinit serve hello.cwasm")]
+pub struct Compile {
+    /// WebAssembly modules and components
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+
+    /// Where the code of the one file goes [default: beside it]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+impl Compile {
+    pub async fn run(self) -> Result<(), CommandError> {
+        if self.output.is_some() && self.files.len() > 1 {
+            return Err("--output is for one file, and there are several".into());
+        }
+        tokio::task::spawn_blocking(move || {
+            self.files
+                .iter()
+                .try_for_each(|file| compile(file, self.output.as_deref()))
+        })
+        .await?
+    }
+}
+
+fn compile(file: &Path, output: Option<&Path>) -> Result<(), CommandError> {
+    let target = match output {
+        Some(output) => output.to_owned(),
+        None => wasm::place_ahead(file)?,
+    };
+    let code = wasm::compile(file)?;
+    let folder = target
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let write = || {
+        // Whole or not at all: nothing in there can be checked when it is used.
+        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        temporary.write_all(&code)?;
+        temporary.persist(&target).map_err(|error| error.error)
+    };
+    write().map_err(|error| format!("can't write {}: {error}", target.display()))?;
+    say(&format!(
+        "{} → {}, {} KiB",
+        file.display(),
+        target.display(),
+        code.len() >> 10
+    ));
+    Ok(())
+}

@@ -110,7 +110,9 @@ impl Build {
         let recipe = recipe::read(&self.recipe)?;
         let init = InitBinary::find(self.init.as_deref())?;
         let epoch = epoch(&recipe)?;
-        let target = Target::create(&self.output)?;
+        // A place that can't be written to is told now. It is made for good only when there is something to write: a
+        // build that is interrupted before leaves nothing there.
+        drop(Target::create(&self.output)?);
 
         let mut tree = self.base(&recipe, &init, epoch, progress)?;
         layers::apply(&mut tree, &recipe, &init)?;
@@ -121,7 +123,7 @@ impl Build {
             entries,
             self.output.display()
         ));
-        let bytes = target.write(&tree, recipe.compression, epoch)?;
+        let bytes = Target::create(&self.output)?.write(&tree, recipe.compression, epoch)?;
         Ok(Built { bytes, entries })
     }
 

@@ -150,7 +150,7 @@ pub fn read(path: &Path) -> Result<Recipe, RecipeError> {
         return Err(RecipeError::TooLong { path: file });
     }
     let text = std::fs::read_to_string(&file).map_err(read_error)?;
-    let mut recipe = parse(&text, &file).map_err(|mistake| RecipeError::Mistake(Box::new(mistake)))?;
+    let mut recipe = parse(&text, &file).map_err(RecipeError::Mistake)?;
     recipe.folder = file
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
@@ -167,7 +167,7 @@ impl Recipe {
 }
 
 /// The recipe that `text` says; `path` is only named in errors.
-fn parse(text: &str, path: &Path) -> Result<Recipe, Mistake> {
+fn parse(text: &str, path: &Path) -> Result<Recipe, Box<Mistake>> {
     let source = Source { text, path };
     let recipe: Recipe = toml::from_str(text).map_err(|error| {
         let hint = probably_meant(error.message());
@@ -185,7 +185,7 @@ struct Source<'a> {
 
 impl Source<'_> {
     /// What TOML and types can't say.
-    fn check(&self, recipe: &Recipe) -> Result<(), Mistake> {
+    fn check(&self, recipe: &Recipe) -> Result<(), Box<Mistake>> {
         if let Base::Debian(debian) = &recipe.base {
             self.check_debian(debian)?;
         } else if let Some(command) = recipe.commands.first() {
@@ -213,7 +213,7 @@ impl Source<'_> {
     }
 
     /// Every word here ends up on the command line of mmdebstrap, apt or dpkg, which must take it for nothing else.
-    fn check_debian(&self, debian: &Debian) -> Result<(), Mistake> {
+    fn check_debian(&self, debian: &Debian) -> Result<(), Box<Mistake>> {
         if !is_suite(debian.suite.get_ref()) {
             let hint = "the code name of a Debian release, such as bookworm";
             return Err(self.mistake(debian.suite.span(), "not the name of a suite", Some(hint.into())));
@@ -236,7 +236,7 @@ impl Source<'_> {
         }
     }
 
-    fn mistake(&self, span: Range<usize>, message: &str, hint: Option<String>) -> Mistake {
+    fn mistake(&self, span: Range<usize>, message: &str, hint: Option<String>) -> Box<Mistake> {
         let start = self.text.floor_char_boundary(span.start);
         let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         let text = self.text[line_start..].lines().next().unwrap_or_default();
@@ -247,7 +247,7 @@ impl Source<'_> {
             .floor_char_boundary(span.end)
             .clamp(start, (line_start + text.len()).max(start));
         let marked = self.text[start..end].chars().count().max(1);
-        Mistake {
+        Box::new(Mistake {
             path: self.path.to_path_buf(),
             line: self.text[..start].matches('\n').count() + 1,
             column: before + 1,
@@ -255,7 +255,7 @@ impl Source<'_> {
             text: text.to_owned(),
             marker: " ".repeat(before) + &"^".repeat(marked),
             hint,
-        }
+        })
     }
 }
 

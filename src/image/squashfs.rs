@@ -37,7 +37,7 @@ pub enum SquashfsError {
     },
 }
 
-/// The place that an image will be at. Made before the work begins: it is no use if its result can't be kept.
+/// The place that an image will be at; until it is whole, a temporary file beside it.
 pub struct Target<'o> {
     output: &'o Path,
     file: NamedTempFile,

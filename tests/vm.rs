@@ -191,9 +191,9 @@ async fn the_gateway_hands_over_requests_and_messages() {
     assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
 
     link.halt().await.unwrap();
-    let gone = handler(Event::http(http::Request::get("/").body("".into()).unwrap())).await;
-    assert!(gone.unwrap_err().kind.status().is_server_error());
     guest.has_ended();
+    let gone = handler(Event::http(http::Request::get("/").body("".into()).unwrap())).await;
+    assert_eq!(gone.unwrap_err().kind.status(), 503);
 }
 
 /// What is said of a machine that can't be, at once and without one.

@@ -30,6 +30,9 @@ const ADDRESS: &str = "10.0.2.15/24";
 const GATEWAY: &str = "10.0.2.2";
 const RESOLVER: &str = "10.0.2.3";
 
+/// How long a VMM may take to be seen to have ended, after what it left behind was.
+const END_GRACE: Duration = Duration::from_millis(100);
+
 /// Where hosts mount a program that is a drive.
 const CODE_MOUNT: &str = "/opt/code";
 
@@ -160,6 +163,12 @@ impl Machine {
             served = self.serve(link, &configuration, listener, &mut stop) => served,
             words = vm.ended() => return Err(format!("the machine ended by itself: {words}").into()),
         };
+        // A link that breaks may be the first sign of a machine that has ended.
+        if let Err(error) = &served
+            && let Ok(words) = tokio::time::timeout(END_GRACE, vm.ended()).await
+        {
+            return Err(format!("{error}; the machine ended by itself: {words}").into());
+        }
         tokio::select! {
             end = vm.halt() => if end == End::Halted { say("halted") },
             () = stop.asked() => {}

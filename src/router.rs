@@ -51,6 +51,7 @@ impl Router {
         let best = self
             .components
             .iter()
+            .filter(|running| self.components.len() == 1 || takes_requests(&running.component))
             .filter_map(|running| Some((matched(&running.component.routes, path)?, running)))
             .max_by_key(|(length, _)| *length);
         best.map(|(_, running)| running)
@@ -71,6 +72,11 @@ impl Router {
                 }),
         }
     }
+}
+
+/// One of several components that is there for messages has the paths that it names, and no others.
+fn takes_requests(component: &Component) -> bool {
+    !component.messages || !component.routes.is_empty()
 }
 
 /// How much of `path` the best of these routes matches; no routes match everything, as weakly as can be.

@@ -6,7 +6,7 @@
 //! entrypoint = "main:app"     # optional, as is the engine
 //! engine = "python"
 //! environment = { GREETING = "hello" }
-//! routes = ["/api/*"]         # every path unless said
+//! routes = ["/api/*"]         # every path unless said; with messages = true, none
 //! messages = true             # takes the network's messages
 //! ```
 

@@ -37,11 +37,14 @@ images: build
 	$(POLYINIT) image build runtimes/wasm -o $(IMAGES)/wasm.squashfs
 	$(POLYINIT) image build runtimes/debian-12 -o $(IMAGES)/debian-12.squashfs --cache $(PACKAGES)
 
+DEMO := bench/demo $(POLYINIT) $(IMAGES)/debian-12.squashfs target/guests/polyglot
+
 demo: images guests vm
-	bench/demo $(POLYINIT) $(IMAGES)/debian-12.squashfs target/guests/polyglot
+	$(DEMO)
 
 test: images guests vm
 	cargo fmt --check
+	$(DEMO)
 	cargo test --release
 
 lint:

@@ -24,7 +24,10 @@ pub struct Event {
 
 /// What a program is asked to handle.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly every event is a request: a box would cost each an allocation")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is a request: a box would cost each an allocation"
+)]
 pub enum Input {
     Http(http::Request<Body>),
     Message(Message),

@@ -207,3 +207,25 @@ async fn say_ready(stream: &mut (impl tokio::io::AsyncWrite + Unpin)) -> io::Res
     stream.write_all(&wire::ready_signal()).await?;
     stream.shutdown().await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::event_limit;
+
+    #[test]
+    fn the_event_limit_is_on_the_kernels_command_line() {
+        assert_eq!(event_limit("console=ttyS0 ro"), Ok(None));
+        assert_eq!(event_limit("ro polyinit.event_limit=1000\n"), Ok(Some(1000)));
+        assert_eq!(
+            event_limit("polyinit.event_limit=1 polyinit.event_limit=2"),
+            Ok(Some(2))
+        );
+        for word in [
+            "polyinit.event_limit=",
+            "polyinit.event_limit=0",
+            "polyinit.event_limit=16M",
+        ] {
+            assert_eq!(event_limit(word), Err(word));
+        }
+    }
+}

@@ -263,6 +263,56 @@ async fn what_is_compressed_all_the_same_goes_back_as_it_was() {
 }
 
 #[tokio::test]
+async fn executables_get_their_targets_as_the_host_has_them_and_as_much_time_as_they_need() {
+    let guest = Guest::start(&[]).await;
+    let answer = guest
+        .configure(&configuration_for(&built("exec-go"), "executable", "exec-go"))
+        .await;
+    assert_eq!(answer, ConfigurationAnswer::Success);
+    for (path, query, expected) in [
+        ("/raw/%2e%2e/x", "a=%20b", "/raw/%2e%2e/x?a=%20b"),
+        ("/raw/a b/é", "", "/raw/a%20b/%C3%A9"),
+    ] {
+        let body = http(guest.event(&http_scope("GET", path, query)).await).body;
+        assert_eq!(String::from_utf8_lossy(&body).trim_end(), expected);
+    }
+    assert_eq!(http(guest.get("/redirect").await).status, 302);
+    assert_eq!(http(guest.get("/latin1").await).status, 200);
+    // Longer than today's guest waits for a reply.
+    let slow = guest.event(&http_scope("GET", "/slow", "ms=5500"));
+    assert_eq!(http(slow.await).status, 200);
+    guest.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_program_leaves_in_data_goes_back_once() {
+    let code = "import os\nasync def app(scope, receive, send):\n    assert scope['type'] == 'http'\n    \
+                data = os.path.join(os.path.dirname(os.path.dirname(os.getcwd())), 'data')\n    \
+                if scope['path'] == '/write':\n        os.makedirs(data, exist_ok=True)\n        \
+                open(os.path.join(data, 'out.txt'), 'w').write('result')\n    \
+                await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n    \
+                await send({'type': 'http.response.body', 'body': b'done'})\n";
+    let guest = Guest::start(&[]).await;
+    let configuration = Configuration {
+        interface: "asgi".into(),
+        entrypoint: "app".into(),
+        code: Some(code.as_bytes().to_vec().into()),
+        ..Configuration::default()
+    };
+    assert_eq!(guest.configure(&configuration).await, ConfigurationAnswer::Success);
+    for (path, there) in [("/", false), ("/write", true), ("/", false)] {
+        let mut wire = b"CONNECT 52\n".to_vec();
+        wire.extend(http_scope("GET", path, "").encode().unwrap());
+        let answer = guest.exchange(&wire).await;
+        // A zip begins with these, and names its files in the clear.
+        let zip =
+            answer.windows(7).any(|bytes| bytes == b"out.txt") && answer.windows(4).any(|bytes| bytes == b"PK\x03\x04");
+        assert_eq!(zip, there, "{path}");
+    }
+    guest.stop().await;
+}
+
+#[tokio::test]
 async fn a_message_is_answered_with_what_the_program_sends() {
     let guest = with("asgi-plain", "asgi", "main:app").await;
     let answer = EventAnswer::decode(&guest.exchange(&vector("event-message.wire")).await).unwrap();
@@ -371,7 +421,12 @@ async fn halt_lets_an_event_under_way_finish_and_the_program_shut_down() {
     let guest = Guest::start(&[]).await;
     assert_eq!(guest.configure(&configuration).await, ConfigurationAnswer::Success);
     assert_eq!(http(guest.get("/").await).status, 200);
-    assert_eq!(http(guest.get("/").await).status, 200);
+    let url = http(guest.event(&http_scope("GET", "/url", "a=%20b")).await);
+    assert_eq!(url.status, 200, "{url:?}");
+    assert!(
+        String::from_utf8_lossy(&url.body).contains("http://example.org/url?a=%20b"),
+        "{url:?}"
+    );
     let text = std::fs::read_to_string(&log).unwrap_or_default();
     assert!(!text.contains("shutdown"), "{text}");
     guest.stop().await;

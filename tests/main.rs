@@ -8,9 +8,13 @@ mod bad_input;
 mod executable;
 #[cfg(feature = "image")]
 mod image;
+#[cfg(all(feature = "host", feature = "image"))]
 mod microvm;
 mod node;
 mod python;
+#[cfg(all(feature = "host", feature = "image"))]
+mod readme;
 mod serve;
+#[cfg(all(feature = "host", feature = "image"))]
 mod vm;
 mod wasm;

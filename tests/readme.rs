@@ -1,0 +1,100 @@
+//! The README's commands do what it says.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{Running, folder_with, get};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn readme() -> String {
+    std::fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap()
+}
+
+/// The lines that a reader types.
+fn commands(readme: &str) -> Vec<Vec<&str>> {
+    let lines = readme.lines().filter_map(|line| line.strip_prefix("$ "));
+    lines
+        .map(|line| line.split(" #").next().unwrap().split_whitespace().collect())
+        .collect()
+}
+
+#[tokio::test]
+async fn every_command_works() {
+    let folder = folder_with(
+        "main.py",
+        "async def app(scope, receive, send):\n    assert scope['type'] == 'http'\n    \
+         await send({'type': 'http.response.start', 'status': 200})\n    \
+         await send({'type': 'http.response.body', 'body': b'hello'})\n",
+    );
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(at("my-app")).unwrap();
+    std::fs::copy(at("main.py"), at("my-app/main.py")).unwrap();
+    std::os::unix::fs::symlink(Path::new(ROOT).join("runtimes"), at("runtimes")).unwrap();
+    let makefile = std::fs::read_to_string(Path::new(ROOT).join("Makefile")).unwrap();
+    let readme = readme();
+    for command in commands(&readme) {
+        match &command[..] {
+            // This is one of them, and the other runs after it.
+            ["make", target] => assert!(makefile.contains(&format!("\n{target}:")), "{command:?}"),
+            // `make images` has run it, with a place for its packages.
+            ["polyinit", "image", "build", recipe @ "runtimes/debian-12", ..] => {
+                assert!(makefile.contains(&format!("image build {recipe} -o")));
+                let image = Path::new(ROOT).join("target/images/debian-12.squashfs");
+                std::os::unix::fs::symlink(image, at("debian-12.squashfs")).unwrap();
+            }
+            ["polyinit", rest @ ..] => {
+                let words: Vec<String> = rest
+                    .iter()
+                    .map(|word| {
+                        if folder.path().join(word).exists() || word.contains('.') {
+                            at(word)
+                        } else {
+                            (*word).to_owned()
+                        }
+                    })
+                    .collect();
+                run(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            }
+            _ => panic!("no test runs {command:?}"),
+        }
+    }
+}
+
+/// Runs one to its end, or to its being asked once and told to end.
+async fn run(words: &[&str]) {
+    let serves = ["serve", "vm"].contains(&words[0]);
+    let mut words = words.to_vec();
+    if serves {
+        words.extend(["--listen", "127.0.0.1:0"]);
+    }
+    let running = Running::start(&words);
+    if serves {
+        let line = running.wait_for("serving on http://");
+        let address = line.rsplit('/').next().unwrap().trim().to_owned();
+        assert_eq!(get(&address, "/").await.text(), "hello", "{words:?}");
+        running.interrupt();
+    }
+    let (status, output) = running.end();
+    assert_eq!(status.code(), Some(0), "{words:?}: {output}");
+}
+
+#[test]
+fn help_is_there_for_every_command_with_examples() {
+    let help = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_polyinit"))
+            .args(words)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let all = help(&["--help"]);
+    for command in ["serve", "compile", "guest", "image", "vm"] {
+        assert!(all.contains(&format!("\n  {command} ")), "{command}: {all}");
+    }
+    for command in [&["serve"][..], &["compile"], &["guest"], &["image", "build"], &["vm"]] {
+        let text = help(&[command, &["--help"]].concat());
+        assert!(text.contains("Example"), "{command:?}: {text}");
+    }
+}

@@ -107,14 +107,26 @@ async fn live_in_machine() -> io::Result<()> {
         let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, wire::PORT)).await?;
         say_ready(&mut stream).await
     };
-    live(
-        Listener::Vsock(listener),
-        ready,
-        Place::Machine,
-        settings,
-        Limits::default(),
-    )
-    .await
+    let mut limits = Limits::default();
+    let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    match event_limit(&command_line) {
+        Ok(Some(limit)) => limits.event = limit,
+        Ok(None) => {}
+        Err(word) => tracing::warn!("{word} on the kernel's command line is no number of bytes: not used"),
+    }
+    live(Listener::Vsock(listener), ready, Place::Machine, settings, limits).await
+}
+
+/// The largest event and reply, in bytes, by the word `polyinit.event_limit=BYTES` on the kernel's command line.
+fn event_limit(command_line: &str) -> Result<Option<usize>, &str> {
+    let mut words = command_line.split_ascii_whitespace();
+    let Some(word) = words.rfind(|word| word.starts_with("polyinit.event_limit=")) else {
+        return Ok(None);
+    };
+    match word.rsplit('=').next().and_then(|bytes| bytes.parse().ok()) {
+        Some(bytes @ 1..) => Ok(Some(bytes)),
+        _ => Err(word),
+    }
 }
 
 /// The options of a guest without a machine.

@@ -279,8 +279,8 @@ async fn executables_get_their_targets_as_the_host_has_them_and_as_much_time_as_
     assert_eq!(http(guest.get("/redirect").await).status, 302);
     assert_eq!(http(guest.get("/latin1").await).status, 200);
     // Longer than today's guest waits for a reply.
-    let slow = guest.event(&http_scope("GET", "/slow", "ms=5500"));
-    assert_eq!(http(slow.await).status, 200);
+    let slow = guest.event(&http_scope("GET", "/slow", "ms=5500")).await;
+    assert_eq!(http(slow).status, 200);
     guest.stop().await;
 }
 

@@ -118,5 +118,8 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
 /// Starts the interpreters of this machine ahead of the program that will need one of them.
 pub fn warm_up(settings: &Settings) {
     python::warm_up(&settings.warm, settings);
-    node::warm_up(&settings.warm, settings);
+    // On the smallest machines the second one would take time and memory from the first, which is the likelier one.
+    if settings.cores > 1 {
+        node::warm_up(&settings.warm, settings);
+    }
 }

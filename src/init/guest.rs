@@ -87,7 +87,8 @@ impl Guest {
             }
         });
         let router = futures_util::future::try_join_all(started).await?;
-        settings.warm.clear();
+        // The host waits for our answer; interpreters that nobody needs can be ended after it.
+        tokio::task::spawn_blocking(move || settings.warm.clear());
         Ok(Router::new(router))
     }
 

@@ -512,6 +512,9 @@ class Worker:
             self.loop.stop()
 
     def run(self):
+        # While nobody waits: what the interpreter itself consists of need never be looked at by the collector again.
+        gc.collect()
+        gc.freeze()
         kind, payload = self.channel.read_first()
         if kind != LOAD:
             sys.exit(f"the first frame is of the kind {kind}, not a program to load")
@@ -528,8 +531,7 @@ class Worker:
             self.refuse(str(error), None)
         except BaseException as error:
             self.refuse(last_line(error), own_traceback(error))
-        # What is there now stays: the collector need not look at it again.
-        gc.collect()
+        # The program as it was imported stays, too. What garbage there is among it is not worth the time to find it.
         gc.freeze()
         self.channel.attach(loop, self.on_frame, self.stop)
         loop.add_signal_handler(signal.SIGTERM, self.stop)

@@ -140,6 +140,8 @@ impl Guest {
         set("ALEPH_REMOTE_CRYPTO_HOST", API_HOST);
         set("ALEPH_REMOTE_CRYPTO_UNIX_SOCKET", &socket);
         set("PYTHONPATH", "/opt/aleph/libs");
+        // The program's folder is in memory, or read-only: bytecode written there would be read by nobody.
+        set("PYTHONDONTWRITEBYTECODE", "1");
         if let Ok(name) = crate::machine::hostname::from_hash(&configuration.vm_hash) {
             set("ALEPH_ADDRESS_TO_USE", &name);
         }

@@ -412,10 +412,12 @@ class Lifespan:
     async def startup(self, timeout):
         self.messages.put_nowait({"type": "lifespan.startup"})
         self.task = self.loop.create_task(self.run())
-        try:
-            reason = await asyncio.wait_for(asyncio.shield(self.started), timeout)
-        except asyncio.TimeoutError:
-            raise Refused(f"the program's lifespan startup did not complete within {timeout:g} s") from None
+        late = f"the program's lifespan startup did not complete within {timeout:g} s"
+        timer = self.loop.call_later(timeout, settle, self.started, late)
+        reason = await self.started
+        timer.cancel()
+        if reason is late:
+            raise Refused(late)
         if reason is not None:
             raise Refused(f"the program's lifespan startup failed: {reason.strip()}")
 
@@ -512,7 +514,8 @@ class Worker:
             self.loop.stop()
 
     def run(self):
-        # While nobody waits: what the interpreter itself consists of need never be looked at by the collector again.
+        # While nobody waits: a loop, and what the interpreter itself consists of out of the collector's way.
+        self.loop = asyncio.new_event_loop()
         gc.collect()
         gc.freeze()
         kind, payload = self.channel.read_first()
@@ -520,7 +523,7 @@ class Worker:
             sys.exit(f"the first frame is of the kind {kind}, not a program to load")
         load = json.loads(payload)
         prepare(load)
-        self.loop = loop = new_event_loop()
+        self.loop = loop = event_loop_for(load, self.loop)
         asyncio.set_event_loop(loop)
         self.channel.loop = loop
         try:
@@ -531,12 +534,12 @@ class Worker:
             self.refuse(str(error), None)
         except BaseException as error:
             self.refuse(last_line(error), own_traceback(error))
+        found = json.dumps({"found": f"`{name}` is an ASGI application"}).encode()
+        self.channel.sock.sendall(HEADER.pack(len(found), 0, READY) + found)
         # The program as it was imported stays, too. What garbage there is among it is not worth the time to find it.
         gc.freeze()
         self.channel.attach(loop, self.on_frame, self.stop)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
-        found = f"`{name}` is an ASGI application"
-        self.channel.write(READY, 0, json.dumps({"found": found}).encode())
         if self.channel.rest:
             rest, self.channel.rest = self.channel.rest, b""
             self.channel.parse(rest)
@@ -583,14 +586,21 @@ def prepare(load):
             added = sys.path[before:]
             del sys.path[before:]
             sys.path[len(paths):len(paths)] = added
-    importlib.invalidate_caches()
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        sys.dont_write_bytecode = True
 
 
-def new_event_loop():
+def event_loop_for(load, plain):
+    """uvloop's where the program brings it along, which is looked for where programs bring things: `plain` otherwise."""
+    places = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+    places += [load["root"], *load["packages"]]
+    if not any(os.path.isdir(os.path.join(place, "uvloop")) for place in places):
+        return plain
     try:
         import uvloop
     except ImportError:
-        return asyncio.new_event_loop()
+        return plain
+    plain.close()
     return uvloop.new_event_loop()
 
 

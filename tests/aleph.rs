@@ -21,6 +21,16 @@ async fn with(folder: &str, interface: &str, entrypoint: &str) -> Guest {
     guest
 }
 
+/// A program that is one Python file, `app` in it.
+fn plain(code: &str) -> Configuration {
+    Configuration {
+        interface: "asgi".into(),
+        entrypoint: "app".into(),
+        code: Some(code.as_bytes().to_vec().into()),
+        ..Configuration::default()
+    }
+}
+
 fn http(answer: EventAnswer) -> HttpAnswer {
     match answer {
         EventAnswer::Http(answer) => answer,
@@ -293,13 +303,7 @@ async fn what_a_program_leaves_in_data_goes_back_once() {
                 await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n    \
                 await send({'type': 'http.response.body', 'body': b'done'})\n";
     let guest = Guest::start(&[]).await;
-    let configuration = Configuration {
-        interface: "asgi".into(),
-        entrypoint: "app".into(),
-        code: Some(code.as_bytes().to_vec().into()),
-        ..Configuration::default()
-    };
-    assert_eq!(guest.configure(&configuration).await, ConfigurationAnswer::Success);
+    assert_eq!(guest.configure(&plain(code)).await, ConfigurationAnswer::Success);
     for (path, there) in [("/", false), ("/write", true), ("/", false)] {
         let mut wire = b"CONNECT 52\n".to_vec();
         wire.extend(http_scope("GET", path, "").encode().unwrap());
@@ -378,13 +382,7 @@ async fn the_guest_api_reaches_the_host() {
                 await send({'type': 'http.response.body', 'body': body})\n";
     let guest = Guest::start(&[]).await;
     let host = UnixListener::bind(guest.api_socket()).unwrap();
-    let configuration = Configuration {
-        interface: "asgi".into(),
-        entrypoint: "app".into(),
-        code: Some(code.as_bytes().to_vec().into()),
-        ..Configuration::default()
-    };
-    assert_eq!(guest.configure(&configuration).await, ConfigurationAnswer::Success);
+    assert_eq!(guest.configure(&plain(code)).await, ConfigurationAnswer::Success);
     let answer_api = async {
         let (mut stream, _) = host.accept().await.unwrap();
         let mut said = Vec::new();

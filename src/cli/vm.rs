@@ -45,7 +45,7 @@ const CODE_MOUNT: &str = "/opt/code";
 #[command(after_help = "\
 Examples:
   polyinit vm debian-12.squashfs --program ./app --entrypoint main:app
-  polyinit vm wasm.squashfs --program hello.wasm --memory 128
+  polyinit vm wasm.squashfs --program hello.wasm --memory 256
   polyinit vm debian-12.squashfs --program ./app --volume ./data:/data --env DEBUG=1 -v
 
 Requests reach the program as the network's hosts hand them over: the path decoded, the body whole, and of the reply

@@ -1,13 +1,9 @@
-//! Ending processes that would rather go on: everything of one program, or everything on the machine at halt.
+//! Ending processes that would rather go on: everything on the machine, at halt.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::fs;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 
 /// Why processes live on.
@@ -17,10 +13,6 @@ pub enum ProcessesError {
     NotPid1,
     #[error("{count} processes are left after SIGKILL and {} s", .patience.as_secs_f32())]
     Left { count: usize, patience: Duration },
-    #[error("killing process group {group} failed: {errno}")]
-    Group { group: Pid, errno: Errno },
-    #[error("killing the control group {path} failed: {source}", path = .path.display())]
-    ControlGroup { path: PathBuf, source: io::Error },
 }
 
 /// How often the process table is looked at while processes end. Only at halt.
@@ -84,87 +76,12 @@ fn is_living(stat: &str) -> bool {
     !ended && flags & PF_KTHREAD == 0
 }
 
-/// The processes of one program, however they detach themselves: a control group where the kernel has cgroup2
-/// (cgroups(7)), else no more than the process group.
-#[derive(Debug)]
-pub struct Group {
-    directory: Option<PathBuf>,
-}
-
-/// Where cgroup2 is, on its own or beside version 1.
-const CGROUP2: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-
-impl Group {
-    /// An empty group called `name`. Falls back to process groups when a control group can't be had.
-    #[must_use]
-    pub fn new(name: &str) -> Self {
-        let directory = CGROUP2
-            .into_iter()
-            .map(Path::new)
-            .find(|path| statfs(*path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC))
-            .map(|root| root.join(name))
-            .filter(|directory| {
-                let made = fs::create_dir(directory);
-                made.is_ok() || made.is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists)
-            })
-            // Linux before 5.14 has control groups that can't be killed at once.
-            .filter(|directory| directory.join("cgroup.kill").exists());
-        Self { directory }
-    }
-
-    /// The file through which a process joins: it writes `0` there, best between fork and exec, so that no child of
-    /// its escapes. `None` where only the process group counts.
-    #[must_use]
-    pub fn entrance(&self) -> Option<File> {
-        let file = self.directory.as_ref()?.join("cgroup.procs");
-        OpenOptions::new().write(true).open(file).ok()
-    }
-
-    /// Whether processes are held by a control group.
-    #[must_use]
-    pub fn is_control_group(&self) -> bool {
-        self.directory.is_some()
-    }
-
-    /// Kills every process of the control group, and the process group of `leader` beside it. Does not wait until they
-    /// are gone.
-    ///
-    /// # Errors
-    /// When the kernel refuses. That nobody is left is none.
-    pub fn kill(&self, leader: Option<Pid>) -> Result<(), ProcessesError> {
-        if let Some(group) = leader {
-            match killpg(group, Signal::SIGKILL) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => return Err(ProcessesError::Group { group, errno }),
-            }
-        }
-        if let Some(directory) = &self.directory {
-            let file = directory.join("cgroup.kill");
-            fs::write(&file, "1").map_err(|source| ProcessesError::ControlGroup {
-                path: directory.clone(),
-                source,
-            })?;
-        }
-        Ok(())
-    }
-}
-
-/// An empty control group goes; one with processes that are still ending stays until the machine ends.
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(directory) = &self.directory {
-            let _ = fs::remove_dir(directory);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::machine::isolation::{Namespace, isolated};
     use crate::machine::reaper;
-    use std::io::Write;
-    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::os::unix::process::ExitStatusExt;
     use std::process::{Child, Command, Stdio};
 
     fn shell(script: &str) -> Command {
@@ -229,48 +146,5 @@ mod tests {
                 outcome.expect("a life").expect("no panic");
             },
         );
-    }
-
-    #[test]
-    #[allow(unsafe_code)]
-    fn a_program_that_detaches_itself_is_killed_with_its_control_group() {
-        let group = Group::new(&format!("polyinit-test-{}", std::process::id()));
-        let Some(entrance) = group.entrance().filter(|mut file| {
-            // Some machines have the files and let nobody in.
-            shell("exec sleep 0").status().is_ok() && file.write_all(b"").is_ok()
-        }) else {
-            eprintln!("SKIPPED: no control groups of version 2 that can be killed");
-            return;
-        };
-        let mut command = shell("setsid sleep 1000 & echo $!; exec sleep 1000");
-        command.stdout(Stdio::piped()).process_group(0);
-        // SAFETY: write(2) is all that is done between fork and exec.
-        unsafe {
-            command.pre_exec(move || (&entrance).write_all(b"0"));
-        }
-        let mut child = command.spawn().expect("a shell in the group");
-        let mut line = String::new();
-        let mut output = io::BufReader::new(child.stdout.take().expect("piped"));
-        io::BufRead::read_line(&mut output, &mut line).expect("a number");
-        let detached = Pid::from_raw(line.trim().parse().expect("a number"));
-
-        group.kill(None).expect("killed");
-        assert_eq!(ends(child), Some(9));
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let living = |pid: Pid| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| is_living(&stat));
-        while living(detached) {
-            assert!(Instant::now() < deadline, "it got away");
-            std::thread::sleep(POLL);
-        }
-    }
-
-    #[test]
-    fn without_control_groups_the_process_group_is_killed() {
-        let group = Group { directory: None };
-        let child = shell("sleep 1000; exit 0").process_group(0).spawn().expect("a shell");
-        let leader = Pid::from_raw(child.id() as i32);
-        group.kill(Some(leader)).expect("killed");
-        assert_eq!(ends(child), Some(9));
-        group.kill(Some(leader)).expect("nobody is left, which is no error");
     }
 }

@@ -2,10 +2,11 @@
 
     today.py INIT1 SOCKET
 
-What it would do to its machine (host name, mounts, reboot) is left out; unpacking is done.
+What it would do to its machine (host name, name servers, mounts, reboot) is left out; unpacking is done, to /opt.
 """
 
 import asyncio
+import builtins
 import os
 import runpy
 import socket
@@ -13,7 +14,7 @@ import subprocess
 import sys
 
 init, path = sys.argv[1:3]
-real_socket, real_run, real_asyncio_run = socket.socket, subprocess.run, asyncio.run
+real_socket, real_run, real_asyncio_run, real_open = socket.socket, subprocess.run, asyncio.run, builtins.open
 
 
 class Vsock(real_socket):
@@ -44,6 +45,11 @@ def run(command, **options):
     return subprocess.CompletedProcess(command, 0)
 
 
+def open_elsewhere(file, *arguments, **options):
+    """This machine keeps its name servers: today's guest would write none over them."""
+    return real_open(os.devnull if str(file).startswith("/etc/") else file, *arguments, **options)
+
+
 def run_and_leave(main):
     real_asyncio_run(main)
     os._exit(0)
@@ -53,5 +59,5 @@ for leftover in ("/opt/archive.zip", "/opt/output.zip"):
     if os.path.exists(leftover):
         os.remove(leftover)
 os.makedirs("/opt/code", exist_ok=True)
-socket.socket, subprocess.run, asyncio.run = Vsock, run, run_and_leave
+socket.socket, subprocess.run, asyncio.run, builtins.open = Vsock, run, run_and_leave, open_elsewhere
 runpy.run_path(init, run_name="__main__")

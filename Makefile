@@ -15,7 +15,7 @@ PACKAGES := target/packages
 help:
 	@echo "make demo    boot a microVM and send one event each to Python, Node, Go, Rust and a message handler"
 	@echo "make test    run everything, microVM included"
-	@echo "make bench   measure, side by side with peers"
+	@echo "make bench   measure; TODAY=init1.py measures the guest of that file beside it"
 	@echo "make build   build $(POLYINIT), statically linked"
 	@echo "make lint    cargo fmt and cargo clippy"
 
@@ -52,7 +52,7 @@ lint:
 	cargo clippy --release --all-targets -- -D warnings
 
 bench: build guests
-	bench/run $(POLYINIT)
+	bench/run $(POLYINIT) $(if $(TODAY),--today $(TODAY))
 
 clean:
 	cargo clean

@@ -65,6 +65,35 @@ async fn ends_cleanly_on_sigterm_with_a_request_under_way() {
 }
 
 #[tokio::test]
+async fn as_pid_1_of_a_container_it_reaps_orphans() {
+    // A namespace of processes of its own is what makes a container's PID 1.
+    let container = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    let permitted = std::process::Command::new(container[0])
+        .args(&container[1..])
+        .arg("true")
+        .status();
+    if !permitted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: no new namespace of processes is permitted here");
+        return;
+    }
+    let program = program("machine-report");
+    let serve = ["serve", program.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let running = crate::support::Running::start_under(&container, &serve);
+    let address = running
+        .wait_for("serving on http://")
+        .rsplit('/')
+        .next()
+        .unwrap()
+        .to_owned();
+    let json = async |path: &str| crate::support::get(&address, path).await.json();
+    assert_eq!(json("/orphans?count=50").await, 50);
+    let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+    while json("/zombies").await != serde_json::json!([]) {
+        assert!(std::time::Instant::now() < deadline, "orphans stay zombies");
+    }
+}
+
+#[tokio::test]
 async fn serves_folders_zips_and_squashfs() {
     let folder = folder_with("main.py", HELLO);
     let zip = folder.path().join("app.zip");

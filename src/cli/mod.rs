@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::machine::reaper;
+
 /// Gives each event (an HTTP request, a network message) to what runs it: Python, Node, any executable that serves
 /// HTTP, or WebAssembly. PID 1 of microVMs and containers, and a command for developers.
 #[derive(Parser)]
@@ -45,6 +47,18 @@ enum Command {
 /// understood.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
+    if std::process::id() != 1 {
+        return execute(arguments);
+    }
+    // A container's PID 1 is given its orphans, and nobody else reaps them.
+    match reaper::live(|| execute(arguments)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(_panic)) => fail("polyinit panicked, as said above"),
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn execute(arguments: Arguments) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("the runtime can't be started: {error}")),

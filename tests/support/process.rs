@@ -29,10 +29,17 @@ struct Output {
 impl Running {
     /// Starts the binary. Its programs get a mark in their environment, by which leftovers are known.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_under(&[], arguments)
+    }
+
+    /// Has the words of `starter` start it.
+    pub fn start_under(starter: &[&str], arguments: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_polyinit"));
+        let words = [starter, &[env!("CARGO_BIN_EXE_polyinit")]].concat();
+        let mut command = Command::new(words[0]);
         command
+            .args(&words[1..])
             .args(arguments)
             .env(MARK, &mark)
             .env("NO_COLOR", "1")

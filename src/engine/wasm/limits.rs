@@ -14,6 +14,7 @@ const PAGE: usize = 64 << 10;
 /// Linear memory of all guests of the process together.
 #[derive(Debug)]
 pub(super) struct Budget {
+    machine: usize,
     per_guest: usize,
     total: usize,
     used: AtomicUsize,
@@ -24,10 +25,16 @@ impl Budget {
     /// the kernel kill PID 1. `memory` is in bytes.
     pub(super) fn of_machine(memory: usize) -> Self {
         Self {
+            machine: memory,
             per_guest: (memory / 2 / PAGE * PAGE).clamp(PAGE, PER_GUEST),
             total: memory / 4 * 3,
             used: AtomicUsize::new(0),
         }
+    }
+
+    /// The machine's memory, in bytes.
+    pub(super) fn machine(&self) -> usize {
+        self.machine
     }
 
     /// The most that one guest may have, in bytes; a multiple of a Wasm page.

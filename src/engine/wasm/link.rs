@@ -6,11 +6,12 @@ use wasmtime::{Linker, Module};
 use wasmtime_wasi::p1;
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use super::command::Command;
 use super::host::{ComponentHost, ModuleHost, grants};
 use super::limits::Limits;
-use super::load::Code;
+use super::load::{Code, SERVICE};
 use super::log::Log;
 use super::runtime::Runtime;
 use crate::engine::StartError;
@@ -19,13 +20,21 @@ use crate::event::Context;
 /// A program that is ready to be instantiated.
 pub(super) struct Linked {
     /// How it takes HTTP requests by `wasi:http`, if it does.
-    pub(super) proxy: Option<ProxyPre<ComponentHost>>,
+    pub(super) http: Option<Http>,
     /// How it is run as a command, if it is one.
     pub(super) command: Option<Command>,
     /// Places that one instance takes in the runtime.
     pub(super) memories: u32,
     /// "a component for wasi:http/proxy 0.2".
     pub(super) description: &'static str,
+}
+
+/// A component that takes requests by `wasi:http`.
+pub(super) enum Http {
+    /// Version 0.2.
+    Proxy(ProxyPre<ComponentHost>),
+    /// Version 0.3.
+    Service(ServicePre<ComponentHost>),
 }
 
 /// Interfaces of WASI 0.2 that a component may import.
@@ -84,7 +93,7 @@ fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result
     let log = Log::new(&name.into(), Context::next().id, "stderr");
     let mut store = runtime.store(ModuleHost {
         wasi: grants(&[], None, log.clone(), log).build_p1(),
-        limits: Limits::new(&runtime.budget),
+        limits: Limits::new(runtime.budget),
     });
     let missing: Vec<String> = module
         .imports()
@@ -96,7 +105,7 @@ fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result
     }
     let pre = linker.instantiate_pre(module).map_err(failed)?;
     Ok(Linked {
-        proxy: None,
+        http: None,
         command: Some(Command::Module { pre, start }),
         memories: module.resources_required().num_memories,
         description: "a WASI 0.1 module, run by the CGI convention",
@@ -107,16 +116,24 @@ fn link_component(runtime: &'static Runtime, component: &Component, name: &str) 
     let engine = &runtime.engine;
     let ty = component.component_type();
     let exports: Vec<String> = ty.exports(engine).map(|(export, _)| export.to_owned()).collect();
-    let exports_one = |interface: &str| exports.iter().any(|export| without_version(export) == interface);
-    let (proxy, command) = (exports_one("wasi:http/incoming-handler"), exports_one("wasi:cli/run"));
-    if !proxy && !command {
+    let exported = |interface: &str| exports.iter().any(|export| export.starts_with(interface));
+    let service = exported(SERVICE);
+    let proxy = exported("wasi:http/incoming-handler@0.2.");
+    let command = exported("wasi:cli/run@0.2.");
+    if !service && !proxy && !command {
         return Err(nothing_to_run(name, "component", exports));
     }
 
+    // What 0.3 has is left to the linker, which then names the first import that it lacks.
+    let offered = |import: &str| {
+        let (interface, version) = import.split_once('@').unwrap_or((import, ""));
+        (service && version.starts_with("0.3.") && import.starts_with("wasi:"))
+            || (version.starts_with("0.2.") && OFFERED.binary_search(&interface).is_ok())
+    };
     let missing: Vec<String> = ty
         .imports(engine)
         .map(|(import, _)| import)
-        .filter(|import| !import.contains("@0.2.") || OFFERED.binary_search(&without_version(import)).is_err())
+        .filter(|import| !offered(import))
         .map(str::to_owned)
         .collect();
     if !missing.is_empty() {
@@ -126,26 +143,41 @@ fn link_component(runtime: &'static Runtime, component: &Component, name: &str) 
     let mut linker = ComponentLinker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(failed)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(failed)?;
+    if service {
+        wasmtime_wasi::p3::add_to_linker(&mut linker).map_err(failed)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker).map_err(failed)?;
+    }
     let pre = linker.instantiate_pre(component).map_err(failed)?;
+    let http = if service {
+        Some(ServicePre::new(pre.clone()).map(Http::Service).map_err(failed)?)
+    } else if proxy {
+        Some(ProxyPre::new(pre.clone()).map(Http::Proxy).map_err(failed)?)
+    } else {
+        None
+    };
+    let command = command
+        .then(|| CommandPre::new(pre).map(Command::Component))
+        .transpose()
+        .map_err(failed)?;
+    let description = match (&http, &command) {
+        (Some(Http::Service(_)), None) => "a component for wasi:http/service 0.3",
+        (Some(Http::Service(_)), Some(_)) => {
+            "a component for wasi:http/service 0.3 that takes messages by wasi:cli/run 0.2"
+        }
+        (Some(Http::Proxy(_)), None) => "a component for wasi:http/proxy 0.2",
+        (Some(Http::Proxy(_)), Some(_)) => {
+            "a component for wasi:http/proxy 0.2 that takes messages by wasi:cli/run 0.2"
+        }
+        (None, _) => "a component for wasi:cli/command 0.2, run by the CGI convention",
+    };
     Ok(Linked {
-        proxy: proxy.then(|| ProxyPre::new(pre.clone())).transpose().map_err(failed)?,
-        command: command
-            .then(|| CommandPre::new(pre).map(Command::Component))
-            .transpose()
-            .map_err(failed)?,
+        http,
+        command,
         memories: component
             .resources_required()
             .map_or(4, |resources| resources.num_memories),
-        description: match (proxy, command) {
-            (true, true) => "a component for wasi:http/proxy 0.2 that takes messages by wasi:cli/run",
-            (true, false) => "a component for wasi:http/proxy 0.2",
-            (false, _) => "a component for wasi:cli/command 0.2, run by the CGI convention",
-        },
+        description,
     })
-}
-
-fn without_version(interface: &str) -> &str {
-    interface.split_once('@').map_or(interface, |(name, _)| name)
 }
 
 fn nothing_to_run(name: &str, kind: &str, exports: Vec<String>) -> StartError {
@@ -159,14 +191,14 @@ fn nothing_to_run(name: &str, kind: &str, exports: Vec<String>) -> StartError {
             .join(", ")
     };
     let hint = if exports.iter().any(|export| export.contains("@0.3")) {
-        "; build it for WASI 0.2"
+        "; build it for WASI 0.2, or for wasi:http/service 0.3"
     } else if exports.iter().any(|export| export == "_initialize") {
         "; it is built as a library (reactor), build it as a program with a `main`"
     } else {
         ""
     };
     StartError::new(format!(
-        "{name} is a {kind} that can't be run: it exports {found}, and neither `wasi:http/incoming-handler` 0.2 (an HTTP component) nor `wasi:cli/run` 0.2 (a command component) nor `_start` (a WASI 0.1 program){hint}"
+        "{name} is a {kind} that can't be run: it exports {found}, and neither `wasi:http/incoming-handler` 0.2 or `wasi:http/handler` 0.3 (an HTTP component) nor `wasi:cli/run` 0.2 (a command component) nor `_start` (a WASI 0.1 program){hint}"
     ))
 }
 

@@ -10,10 +10,14 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Precompiled};
 
 use super::cache::{Cache, Key};
+use super::runtime::Machinery;
 use crate::engine::StartError;
 
 /// The largest file that is tried, in bytes; compiling takes some twenty times as much memory.
 const FILE_LIMIT: u64 = 512 << 20;
+
+/// What a component for `wasi:http/service` 0.3 exports.
+pub(super) const SERVICE: &str = "wasi:http/handler@0.3";
 
 /// Compiled code.
 pub(super) enum Code {
@@ -32,53 +36,88 @@ enum Form {
     Elf,
 }
 
-/// The code in the file at `path`.
-///
-/// # Errors
-/// A sentence that names the file and says what it is instead, or why it can't be compiled.
-pub(super) fn load(engine: &Engine, path: &Path, cache: Option<&Path>) -> Result<Code, StartError> {
-    let bytes = read(path)?;
-    match form(&bytes) {
-        Some(Form::Elf) => precompiled(engine, path, &bytes),
-        Some(form) => {
-            if let Some(code) = compiled_ahead(engine, path, &bytes, form) {
-                return Ok(code);
-            }
-            let cache = cache.and_then(|directory| match Cache::open(directory) {
-                Ok(cache) => Some(cache),
-                Err(error) => {
-                    tracing::warn!("compiled Wasm is not kept in {}: {error}", directory.display());
-                    None
-                }
-            });
-            compiled(engine, path, &bytes, form, cache.as_ref())
+/// A file that a program is in, as read.
+pub(super) struct Source<'a> {
+    path: &'a Path,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Source<'a> {
+    /// The file at `path`.
+    ///
+    /// # Errors
+    /// If it can't be read or is beyond all reason.
+    pub(super) fn read(path: &'a Path) -> Result<Self, StartError> {
+        let shown = path.display();
+        let unreadable = |error: io::Error| StartError::new(format!("{shown} can't be read: {error}"));
+        let mut file = File::open(path).map_err(unreadable)?;
+        let size = file.metadata().map_err(unreadable)?.len();
+        if size > FILE_LIMIT {
+            return Err(StartError::new(format!(
+                "{shown} has {size} bytes; the limit is {FILE_LIMIT}"
+            )));
         }
-        None => Err(StartError::new(format!("{}: {}", path.display(), no_wasm(&bytes)))),
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+        file.read_to_end(&mut bytes).map_err(unreadable)?;
+        Ok(Self { path, bytes })
     }
-}
 
-/// The machine code of the Wasm file at `path`, to be kept in a `.cwasm` file.
-///
-/// # Errors
-/// As [`load`], and for a file that is machine code already.
-pub(super) fn compile(engine: &Engine, path: &Path) -> Result<Vec<u8>, StartError> {
-    let bytes = read(path)?;
-    let compiled = match form(&bytes) {
-        Some(Form::Module) => engine.precompile_module(&bytes),
-        Some(Form::Component) => engine.precompile_component(&bytes),
-        Some(Form::Elf) => Err(wasmtime::format_err!("it is machine code already")),
-        None => Err(wasmtime::format_err!("{}", no_wasm(&bytes))),
-    };
-    compiled.map_err(|error| StartError::new(format!("{} can't be compiled: {error:#}", path.display())))
-}
+    /// What it takes to run it. Names of interfaces stand in a component as they are, compiled or not; a program that
+    /// only mentions this one somewhere runs all the same.
+    pub(super) fn machinery(&self) -> Machinery {
+        let may_be_service = matches!(form(&self.bytes), Some(Form::Component | Form::Elf));
+        if may_be_service && memchr::memmem::find(&self.bytes, SERVICE.as_bytes()).is_some() {
+            Machinery::Concurrent
+        } else {
+            Machinery::Plain
+        }
+    }
 
-/// Where the machine code of the Wasm file at `path` stands if it was made ahead: beside it, under a name that has its
-/// content's hash, so that no other content is ever taken for it.
-///
-/// # Errors
-/// If the file can't be read.
-pub(super) fn place_ahead(path: &Path) -> Result<PathBuf, StartError> {
-    Ok(place_ahead_of(path, &read(path)?))
+    /// The code in it.
+    ///
+    /// # Errors
+    /// A sentence that names the file and says what it is instead, or why it can't be compiled.
+    pub(super) fn load(&self, engine: &Engine, cache: Option<&Path>) -> Result<Code, StartError> {
+        let Self { path, bytes } = self;
+        match form(bytes) {
+            Some(Form::Elf) => precompiled(engine, path, bytes),
+            Some(form) => {
+                if let Some(code) = compiled_ahead(engine, path, bytes, form) {
+                    return Ok(code);
+                }
+                let cache = cache.and_then(|directory| match Cache::open(directory) {
+                    Ok(cache) => Some(cache),
+                    Err(error) => {
+                        tracing::warn!("compiled Wasm is not kept in {}: {error}", directory.display());
+                        None
+                    }
+                });
+                compiled(engine, path, bytes, form, cache.as_ref())
+            }
+            None => Err(StartError::new(format!("{}: {}", path.display(), no_wasm(bytes)))),
+        }
+    }
+
+    /// Where its machine code stands if it was made ahead: beside it, under a name that has its content's hash, so that
+    /// no other content is ever taken for it.
+    pub(super) fn place_ahead(&self) -> PathBuf {
+        place_ahead_of(self.path, &self.bytes)
+    }
+
+    /// The machine code for it, to be kept in a `.cwasm` file.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and for a file that is machine code already.
+    pub(super) fn compile(&self, engine: &Engine) -> Result<Vec<u8>, StartError> {
+        let Self { path, bytes } = self;
+        let compiled = match form(bytes) {
+            Some(Form::Module) => engine.precompile_module(bytes),
+            Some(Form::Component) => engine.precompile_component(bytes),
+            Some(Form::Elf) => Err(wasmtime::format_err!("it is machine code already")),
+            None => Err(wasmtime::format_err!("{}", no_wasm(bytes))),
+        };
+        compiled.map_err(|error| StartError::new(format!("{} can't be compiled: {error:#}", path.display())))
+    }
 }
 
 fn place_ahead_of(path: &Path, wasm: &[u8]) -> PathBuf {
@@ -100,21 +139,6 @@ fn compiled_ahead(engine: &Engine, path: &Path, wasm: &[u8], form: Form) -> Opti
             )
         })
         .ok()
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, StartError> {
-    let shown = path.display();
-    let unreadable = |error: io::Error| StartError::new(format!("{shown} can't be read: {error}"));
-    let mut file = File::open(path).map_err(unreadable)?;
-    let size = file.metadata().map_err(unreadable)?.len();
-    if size > FILE_LIMIT {
-        return Err(StartError::new(format!(
-            "{shown} has {size} bytes; the limit is {FILE_LIMIT}"
-        )));
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-    file.read_to_end(&mut bytes).map_err(unreadable)?;
-    Ok(bytes)
 }
 
 fn form(bytes: &[u8]) -> Option<Form> {
@@ -212,11 +236,15 @@ fn map(engine: &Engine, path: &Path, component: bool) -> wasmtime::Result<Code> 
 mod tests {
     use super::*;
 
+    fn load(engine: &Engine, path: &Path) -> Result<Code, StartError> {
+        Source::read(path)?.load(engine, None)
+    }
+
     fn error(bytes: &[u8]) -> String {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("hello.wasm");
         std::fs::write(&path, bytes).unwrap();
-        let loaded = load(&Engine::default(), &path, None);
+        let loaded = load(&Engine::default(), &path);
         let error = loaded.err().unwrap().message;
         error.replace(directory.path().to_str().unwrap(), "")
     }
@@ -227,13 +255,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("hello.wasm");
         std::fs::write(&path, b"\0asm\x01\0\0\0").unwrap();
-        let ahead = place_ahead(&path).unwrap();
-        std::fs::write(&ahead, compile(&engine, &path).unwrap()).unwrap();
+        let source = Source::read(&path).unwrap();
+        let ahead = source.place_ahead();
+        std::fs::write(&ahead, source.compile(&engine).unwrap()).unwrap();
         let wasm = std::fs::read(&path).unwrap();
         assert!(compiled_ahead(&engine, &path, &wasm, Form::Module).is_some());
         std::fs::write(&ahead, b"\x7fELF, but no machine code").unwrap();
         assert!(compiled_ahead(&engine, &path, &wasm, Form::Module).is_none());
-        assert!(matches!(load(&engine, &path, None), Ok(Code::Module(_))));
+        assert!(matches!(load(&engine, &path), Ok(Code::Module(_))));
         assert_ne!(place_ahead_of(&path, b"other"), ahead);
     }
 
@@ -252,9 +281,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        let error = load(&Engine::default(), Path::new("/no/such.wasm"), None)
-            .err()
-            .unwrap();
+        let error = load(&Engine::default(), Path::new("/no/such.wasm")).err().unwrap();
         assert!(error.message.starts_with("/no/such.wasm can't be read: "));
     }
 
@@ -272,17 +299,20 @@ mod tests {
                 .collect()
         };
 
-        assert!(load(&engine, &wasm, Some(&cache)).is_ok());
+        assert!(Source::read(&wasm).unwrap().load(&engine, Some(&cache)).is_ok());
         let kept = files();
         assert_eq!(kept.len(), 1);
-        assert!(matches!(load(&engine, &wasm, Some(&cache)), Ok(Code::Module(_))));
+        assert!(matches!(
+            Source::read(&wasm).unwrap().load(&engine, Some(&cache)),
+            Ok(Code::Module(_))
+        ));
         // A file compiled ahead of time is a program too.
         let ahead = directory.path().join("a.cwasm");
         std::fs::copy(&kept[0], &ahead).unwrap();
-        assert!(matches!(load(&engine, &ahead, None), Ok(Code::Module(_))));
+        assert!(matches!(load(&engine, &ahead), Ok(Code::Module(_))));
 
         std::fs::write(&kept[0], b"garbage").unwrap();
-        assert!(load(&engine, &wasm, Some(&cache)).is_ok());
+        assert!(Source::read(&wasm).unwrap().load(&engine, Some(&cache)).is_ok());
         assert_eq!(files(), kept);
         assert!(std::fs::metadata(&kept[0]).unwrap().len() > 7);
     }
@@ -297,7 +327,7 @@ mod tests {
             .unwrap()
             .precompile_module(&wat::parse_str("(module)").unwrap());
         std::fs::write(&path, compiled.unwrap()).unwrap();
-        let error = load(&Engine::default(), &path, None).err().unwrap();
+        let error = load(&Engine::default(), &path).err().unwrap();
         assert!(
             error
                 .message

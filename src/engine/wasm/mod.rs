@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! file -> load (compile, cache) -> link (exports, imports) -> start
-//! event -> proxy (wasi:http) ---+--> run: a fresh instance, polled by the one who waits for the reply
-//!      \-> command (cgi, stdio) +
+//! event -> proxy, service (wasi:http) -+--> run: a fresh instance, polled by the one who waits for the reply
+//!      \-> command (cgi, stdio) --------+
 //! ```
 //!
 //! `runtime` and `limits` are what all guests share, `host` what each is granted, `failure` and `log` what is told of
@@ -12,6 +12,7 @@
 mod cache;
 mod cgi;
 mod command;
+mod exchange;
 mod failure;
 mod host;
 mod limits;
@@ -21,6 +22,7 @@ mod log;
 mod proxy;
 mod run;
 mod runtime;
+mod service;
 mod stdio;
 #[cfg(test)]
 mod tests;
@@ -34,7 +36,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::limits::Limits;
-use self::link::Linked;
+use self::link::{Http, Linked};
+use self::load::Source;
 use self::run::Terms;
 use self::runtime::Runtime;
 use super::{Engine, Handling, Settings, StartError, Working};
@@ -89,7 +92,8 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
 /// # Errors
 /// [`StartError`] if the file can't be read or is no valid WebAssembly.
 pub fn compile(path: &Path) -> Result<Vec<u8>, StartError> {
-    load::compile(&runtime::portable_compiler()?, path)
+    let source = Source::read(path)?;
+    source.compile(&runtime::portable_compiler(source.machinery())?)
 }
 
 /// Where [`start`] looks for the compiled code of the Wasm file at `path`, before it compiles the file itself.
@@ -97,7 +101,7 @@ pub fn compile(path: &Path) -> Result<Vec<u8>, StartError> {
 /// # Errors
 /// [`StartError`] if the file can't be read.
 pub fn place_ahead(path: &Path) -> Result<PathBuf, StartError> {
-    load::place_ahead(path)
+    Ok(Source::read(path)?.place_ahead())
 }
 
 /// What was named for programs, and for this one, whose own wins; nothing that this process itself has.
@@ -108,8 +112,9 @@ fn environment(component: &Component, settings: &Settings) -> Vec<(String, Strin
 }
 
 fn prepare(path: &Path, shown: &str, cache: Option<&Path>) -> Result<(&'static Runtime, Linked), StartError> {
-    let runtime = runtime::runtime()?;
-    let code = load::load(&runtime.engine, path, cache)?;
+    let source = Source::read(path)?;
+    let runtime = runtime::runtime(source.machinery())?;
+    let code = source.load(&runtime.engine, cache)?;
     Ok((runtime, link::link(runtime, &code, shown)?))
 }
 
@@ -155,7 +160,7 @@ impl Shared {
     }
 
     fn limits(&self) -> Limits {
-        Limits::new(&self.runtime.budget)
+        Limits::new(self.runtime.budget)
     }
 }
 
@@ -164,30 +169,26 @@ impl Engine for Wasm {
         let (shared, linked) = (self.shared.clone(), self.linked.clone());
         Box::pin(async move {
             let Event { context, input } = event;
-            match (input, &*linked) {
-                (Input::Http(request), Linked { proxy: Some(proxy), .. }) => {
+            let Linked { http, command, .. } = &*linked;
+            match (input, http, command) {
+                (Input::Http(request), Some(Http::Proxy(proxy)), _) => {
                     proxy::http(&shared, proxy, request, &context).await
                 }
-                (
-                    Input::Http(request),
-                    Linked {
-                        command: Some(command), ..
-                    },
-                ) => command::http(&shared, command, request, &context).await,
-                (
-                    Input::Message(message),
-                    Linked {
-                        command: Some(command), ..
-                    },
-                ) => command::message(&shared, command, message, &context).await,
-                (Input::Message(_), _) => Err(Failure::new(
+                (Input::Http(request), Some(Http::Service(service)), _) => {
+                    service::http(&shared, service, request, &context).await
+                }
+                (Input::Http(request), None, Some(command)) => command::http(&shared, command, request, &context).await,
+                (Input::Message(message), _, Some(command)) => {
+                    command::message(&shared, command, message, &context).await
+                }
+                (Input::Message(_), _, None) => Err(Failure::new(
                     FailureKind::NotFound,
                     format!(
                         "{} takes no messages: it is a component for HTTP alone; one that exports `wasi:cli/run` too is given them on stdin",
                         shared.component
                     ),
                 )),
-                (Input::Http(_), _) => Err(Failure::new(
+                (Input::Http(_), None, None) => Err(Failure::new(
                     FailureKind::NotFound,
                     format!("{} takes no HTTP requests", shared.component),
                 )),

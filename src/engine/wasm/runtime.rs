@@ -33,40 +33,54 @@ const KEPT_SHARE: usize = 2048;
 pub(super) struct Runtime {
     pub(super) engine: Engine,
     /// Memory of all guests together.
-    pub(super) budget: Budget,
+    pub(super) budget: &'static Budget,
     /// One permit for each linear memory that can exist at once.
     slots: Semaphore,
     slot_count: u32,
     ticker: Ticker,
 }
 
-/// The runtime, made on first use.
+/// Which version of the component model's machinery a guest needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Machinery {
+    /// For WASI 0.1 and 0.2. Calls are cheaper without the other's.
+    Plain,
+    /// For WASI 0.3: concurrent tasks in one instance.
+    Concurrent,
+}
+
+/// The runtime for guests of one kind, made on first use.
 ///
 /// # Errors
 /// If this machine can run no compiled Wasm at all, in which case every later call gets the same error.
-pub(super) fn runtime() -> Result<&'static Runtime, StartError> {
-    static RUNTIME: LazyLock<Result<Runtime, StartError>> = LazyLock::new(Runtime::new);
-    let runtime = RUNTIME.as_ref().map_err(StartError::clone)?;
+pub(super) fn runtime(machinery: Machinery) -> Result<&'static Runtime, StartError> {
+    static PLAIN: LazyLock<Result<Runtime, StartError>> = LazyLock::new(|| Runtime::new(Machinery::Plain));
+    static CONCURRENT: LazyLock<Result<Runtime, StartError>> = LazyLock::new(|| Runtime::new(Machinery::Concurrent));
+    let runtime = match machinery {
+        Machinery::Plain => &PLAIN,
+        Machinery::Concurrent => &CONCURRENT,
+    };
+    let runtime = runtime.as_ref().map_err(StartError::clone)?;
     runtime.ticker.start(&runtime.engine)?;
     Ok(runtime)
 }
 
 impl Runtime {
-    fn new() -> Result<Self, StartError> {
-        let memory = memory_of_machine();
-        let budget = Budget::of_machine(memory);
+    fn new(machinery: Machinery) -> Result<Self, StartError> {
+        static BUDGET: LazyLock<Budget> = LazyLock::new(|| Budget::of_machine(memory_of_machine()));
+        let memory = BUDGET.machine();
         let slot_count = u32::try_from(memory >> 20).unwrap_or(u32::MAX).clamp(32, 1000);
-        let engine = Engine::new(&pooled(slot_count, budget.per_guest(), memory / KEPT_SHARE))
+        let engine = Engine::new(&pooled(machinery, slot_count, BUDGET.per_guest(), memory / KEPT_SHARE))
             .or_else(|refusal| {
                 tracing::info!(
                     "no address space for {slot_count} pooled Wasm memories ({refusal:#}); making each on demand"
                 );
-                Engine::new(&on_demand())
+                Engine::new(&on_demand(machinery))
             })
             .map_err(|error| StartError::new(format!("Wasm can't be run on this machine: {error:#}")))?;
         Ok(Self {
             engine,
-            budget,
+            budget: &BUDGET,
             slots: Semaphore::new(slot_count as usize),
             slot_count,
             ticker: Ticker::default(),
@@ -119,12 +133,11 @@ pub(super) struct Admission {
     _watch: Watch,
 }
 
-fn common() -> Config {
+fn common(machinery: Machinery) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
-        // WASI 0.1 and 0.2 guests need none of the component model's concurrency, and calls are cheaper without it.
-        .concurrency_support(false)
+        .concurrency_support(machinery == Machinery::Concurrent)
         .parallel_compilation(true)
         .memory_init_cow(true)
         .wasm_backtrace_details(WasmBacktraceDetails::Enable);
@@ -135,8 +148,8 @@ fn common() -> Config {
 ///
 /// # Errors
 /// If there is no compiler for this architecture.
-pub(super) fn portable_compiler() -> Result<Engine, StartError> {
-    let mut config = common();
+pub(super) fn portable_compiler(machinery: Machinery) -> Result<Engine, StartError> {
+    let mut config = common(machinery);
     // Named, the target has no more than every processor of its kind; by default it has all that this one has.
     config
         .target(&format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
@@ -145,7 +158,7 @@ pub(super) fn portable_compiler() -> Result<Engine, StartError> {
 }
 
 /// Address space for `slots` memories is reserved at once; an instance then costs a few microseconds.
-fn pooled(slots: u32, per_guest: usize, keep: usize) -> Config {
+fn pooled(machinery: Machinery, slots: u32, per_guest: usize, keep: usize) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(slots)
         .total_tables(slots.saturating_mul(PER_SLOT))
@@ -165,14 +178,14 @@ fn pooled(slots: u32, per_guest: usize, keep: usize) -> Config {
         .table_keep_resident(16 << 10)
         .async_stack_keep_resident(0)
         .pagemap_scan(Enabled::Auto);
-    let mut config = common();
+    let mut config = common(machinery);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
 }
 
 /// Each memory is mapped when it is needed and no larger than needed, for where address space is short.
-fn on_demand() -> Config {
-    let mut config = common();
+fn on_demand(machinery: Machinery) -> Config {
+    let mut config = common(machinery);
     config
         .allocation_strategy(InstanceAllocationStrategy::OnDemand)
         .memory_reservation(16 << 20)
@@ -272,8 +285,10 @@ mod tests {
 
     #[test]
     fn both_ways_of_allocation_are_valid_configurations() {
-        Engine::new(&pooled(32, 1 << 20, 64 << 10)).unwrap();
-        Engine::new(&on_demand()).unwrap();
+        for machinery in [Machinery::Plain, Machinery::Concurrent] {
+            Engine::new(&pooled(machinery, 32, 1 << 20, 64 << 10)).unwrap();
+            Engine::new(&on_demand(machinery)).unwrap();
+        }
     }
 
     #[test]

@@ -1,0 +1,127 @@
+//! The two ends of a `wasi:http` guest, whichever version it is for: the request as it takes it, and the reply that
+//! its response becomes.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+
+use http::header::{CONTENT_LENGTH, HOST};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use wasmtime::Store;
+use wasmtime_wasi_http::WasiBody;
+
+use super::host::{ComponentHost, grants, wasi_body};
+use super::log::Log;
+use super::run::{Run, Unfinished, finished};
+use super::{Shared, failure};
+use crate::event::{Body, Context, Failure, Reply};
+
+/// Where the guest's response, or the error in place of it, is put while the guest is polled.
+#[derive(Clone, Default)]
+pub(super) struct Slot(Arc<Mutex<Option<Response>>>);
+
+type Response = Result<http::Response<WasiBody>, String>;
+
+impl Slot {
+    pub(super) fn set(&self, response: Response) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
+    }
+
+    fn take(&self) -> Option<Response> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The store for one request, and the log that its guest's stderr goes to.
+pub(super) fn store(shared: &Shared, context: &Context) -> (Store<ComponentHost>, Log) {
+    let stderr = Log::new(&shared.component, context.id, "stderr");
+    let stdout = Log::new(&shared.component, context.id, "stdout");
+    let grants = grants(&shared.environment, None, stdout, stderr.clone());
+    let host = ComponentHost::new(grants, shared.limits(), &shared.component);
+    (shared.runtime.store(host), stderr)
+}
+
+/// The request as `wasi:http` takes it: one without a host, which HTTP/1.0 allows, is one to our own address.
+pub(super) fn request(request: http::Request<Body>, context: &Context) -> http::Request<WasiBody> {
+    with_authority(request, context).map(wasi_body)
+}
+
+/// The reply that `run`'s guest gives by way of `slot`.
+///
+/// # Errors
+/// The guest's failure, as long as nothing of a reply is on its way.
+pub(super) async fn reply(mut run: Run, slot: &Slot, log: &Log) -> Result<Reply, Failure> {
+    let (response, ended) = std::future::poll_fn(|cx| {
+        let polled = Pin::new(&mut run).poll(cx);
+        let response = slot.take();
+        match (polled, response) {
+            (Poll::Pending, None) => Poll::Pending,
+            (Poll::Ready(Err(failure)), _) => Poll::Ready(Err(failure)),
+            (polled, Some(Ok(response))) => Poll::Ready(Ok((response, polled.is_ready()))),
+            (_, Some(Err(error))) => Poll::Ready(Err(failure::broke_interface(
+                format!("the guest answered with an error in place of a response: {error}"),
+                log,
+            ))),
+            (Poll::Ready(Ok(())), None) => Poll::Ready(Err(failure::broke_interface(
+                "the guest returned without a response: it never called `response-outparam.set`",
+                log,
+            ))),
+        }
+    })
+    .await?;
+
+    if response.status().is_informational() {
+        return Err(failure::broke_interface(
+            format!(
+                "the guest answered with status {}, which is not a final one",
+                response.status()
+            ),
+            log,
+        ));
+    }
+    if ended {
+        let (head, body) = response.into_parts();
+        let body = finished(body).map_err(|error| {
+            failure::broke_interface(format!("the guest left its response unfinished: {error}"), log)
+        })?;
+        return Ok(Reply::Http(http::Response::from_parts(head, body)));
+    }
+    let promised = response
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse().ok());
+    Ok(Reply::Http(response.map(|body| Unfinished::body(body, run, promised))))
+}
+
+fn with_authority(mut request: http::Request<Body>, context: &Context) -> http::Request<Body> {
+    let named =
+        request.uri().authority().is_some() || request.headers().get(HOST).is_some_and(|host| host.to_str().is_ok());
+    if !named {
+        let authority = context
+            .server
+            .and_then(|server| Authority::try_from(server.to_string()).ok())
+            .unwrap_or_else(|| Authority::from_static("localhost"));
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.authority = Some(authority);
+        parts.scheme.get_or_insert(Scheme::HTTP);
+        parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    }
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_without_a_host_gets_our_address() {
+        let mut context = Context::next();
+        let request = || http::Request::get("/a?b").body(Body::empty()).unwrap();
+        assert_eq!(with_authority(request(), &context).uri(), "http://localhost/a?b");
+        context.server = Some("[::1]:8080".parse().unwrap());
+        assert_eq!(with_authority(request(), &context).uri(), "http://[::1]:8080/a?b");
+        let named = http::Request::get("/a").header(HOST, "x").body(Body::empty()).unwrap();
+        assert_eq!(with_authority(named, &context).uri(), "/a");
+    }
+}

@@ -1,0 +1,76 @@
+//! Components for `wasi:http/service` 0.3, whose `handle` is asynchronous: tasks of the guest go on after it has
+//! returned a response, to write the body among others. Each request gets an instance of its own here too.
+
+use std::pin::Pin;
+
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use wasmtime_wasi_http::p3::Request;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::{Error as HttpError, WasiBody, WasiHttpView as _};
+
+use super::exchange::{self, Slot};
+use super::host::ComponentHost;
+use super::run::Run;
+use super::{Shared, failure};
+use crate::event::{Body, Context, Failure, Reply};
+
+/// Tells the guest how the request's body ended.
+type Sent = Pin<Box<dyn Future<Output = Result<(), HttpError>> + Send>>;
+
+/// Gives `request` to a fresh instance.
+pub(super) async fn http(
+    shared: &Shared,
+    pre: &ServicePre<ComponentHost>,
+    request: http::Request<Body>,
+    context: &Context,
+) -> Result<Reply, Failure> {
+    let terms = shared.terms(context).await?;
+    let (mut store, log) = exchange::store(shared, context);
+    let request = absolute(exchange::request(request, context), context);
+    let slot = Slot::default();
+
+    let (pre, filled, guest_log) = (pre.clone(), slot.clone(), log.clone());
+    let guest = Box::pin(async move {
+        let handled = async {
+            let guest = pre.instantiate_async(&mut store).await?;
+            store
+                .run_concurrent(async |accessor| {
+                    let (request, sent) = accessor.with(|mut store| {
+                        let (request, sent) = Request::from_http(store.data_mut().http().hooks, request);
+                        (request, Box::pin(sent) as Sent)
+                    });
+                    filled.set(match guest.handle(accessor, request).await? {
+                        Ok(response) => Ok(accessor.with(|store| response.into_http(store, sent))?),
+                        Err(code) => Err(code.to_string()),
+                    });
+                    std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                    Ok(())
+                })
+                .await?
+        };
+        match handled.await {
+            Ok(()) => Ok(()),
+            Err(error) => failure::ended(&error, &guest_log, store.data().limits.refused()),
+        }
+    });
+    exchange::reply(Run::new(terms, guest), &slot, &log).await
+}
+
+/// Version 0.3 looks for scheme and authority in the URI alone.
+fn absolute(mut request: http::Request<WasiBody>, context: &Context) -> http::Request<WasiBody> {
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    parts.scheme = Some(if context.scheme == "https" {
+        Scheme::HTTPS
+    } else {
+        Scheme::HTTP
+    });
+    parts.authority = parts.authority.or_else(|| {
+        let host = request.headers().get(HOST)?;
+        Authority::try_from(host.as_bytes()).ok()
+    });
+    parts.authority.get_or_insert(Authority::from_static("localhost"));
+    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    request
+}

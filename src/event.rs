@@ -52,6 +52,8 @@ pub struct Context {
     /// The path with its percent-encoding taken off, where the intake was given it so and decoding the request's
     /// URI again would take off one layer too many.
     pub decoded_path: Option<String>,
+    /// Components that this event has come through, each by a request of its own to the program.
+    pub depth: u8,
 }
 
 /// Tells events of one run of the process apart, in logs and towards programs.
@@ -94,8 +96,14 @@ impl Context {
             server: None,
             scheme: "http",
             decoded_path: None,
+            depth: 0,
         }
     }
+}
+
+impl EventId {
+    /// Of what is done for no event in particular.
+    pub const NONE: Self = Self(0);
 }
 
 impl std::fmt::Display for EventId {

@@ -21,6 +21,8 @@ use tokio_vsock::{VsockAddr, VsockStream};
 
 /// The socket under its own name.
 pub const SOCKET: &str = "/run/polyinit/api.sock";
+/// The variable that tells programs where the socket is.
+pub const VARIABLE: &str = "ALEPH_API_UNIX_SOCKET";
 /// The socket under the name that the network's SDK looks for.
 pub const SOCKET_OF_SDK: &str = "/tmp/socat-socket";
 

@@ -4,6 +4,7 @@ mod compile;
 mod guest;
 #[cfg(feature = "image")]
 mod image;
+mod sandbox;
 mod serve;
 #[cfg(feature = "host")]
 mod vm;

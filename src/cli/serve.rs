@@ -10,8 +10,10 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::sandbox::SandboxArgs;
 use super::{CommandError, assignment, cache_directory};
 use crate::engine::{self, Settings};
+use crate::guest_api;
 use crate::intake::Handler;
 use crate::intake::http::{self, Served};
 use crate::program::{self, Hint};
@@ -32,6 +34,7 @@ Examples:
   polyinit serve main.py
   polyinit serve ./app --entrypoint shop.web:application --listen 127.0.0.1:3000
   polyinit serve hello.wasm --env GREETING=hello
+  polyinit serve shop.wasm --allow-dir ./data::/data --allow-host https://api.example.org
 
 Details of failures are shown to clients where --listen is a loopback address, and to the log everywhere.")]
 pub struct Serve {
@@ -65,6 +68,9 @@ pub struct Serve {
     /// No line for each request
     #[arg(short, long)]
     quiet: bool,
+
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 impl Serve {
@@ -80,7 +86,8 @@ impl Serve {
             entrypoint: self.entrypoint.clone(),
             ..Hint::default()
         };
-        let components = program::open(&self.path, &hint, workspace.path())?;
+        let mut components = program::open(&self.path, &hint, workspace.path())?;
+        self.sandbox.apply(&mut components)?;
         let mut running = Vec::with_capacity(components.len());
         for mut component in components {
             component.environment.extend(self.environment.iter().cloned());
@@ -104,6 +111,7 @@ impl Serve {
         }
         settings.warm.clear();
         let router = Arc::new(Router::new(running));
+        settings.loopback.lead_to(&router, Router::handle);
         say(&format!("serving on http://{address}"));
         self.serve(listener, &router, &mut stop).await?;
         router.stop(GRACE).await;
@@ -150,6 +158,8 @@ impl Serve {
             ..Settings::default()
         };
         settings.workers = self.workers.map(usize::from);
+        // Where a host has put its API on this machine, under the name that the network's SDK knows.
+        settings.guest_api = std::env::var_os(guest_api::VARIABLE).map(PathBuf::from);
         Ok(settings)
     }
 }

@@ -3,6 +3,7 @@
 //! A new language is one folder here, one arm in [`start`] and one line in `program::detect`.
 
 pub mod executable;
+mod loopback;
 pub mod node;
 pub mod output;
 pub mod process;
@@ -16,6 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::loopback::Loopback;
 use crate::event::{Event, Failure, Reply};
 use crate::program::{Component, EngineKind};
 
@@ -62,6 +64,10 @@ pub struct Settings {
     pub workers: Option<usize>,
     /// Interpreters that were started ahead.
     pub warm: worker::Warm,
+    /// The program that the component is part of, for requests to its other components.
+    pub loopback: Loopback,
+    /// The Unix socket of the guest API, where there is one.
+    pub guest_api: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -77,6 +83,8 @@ impl Default for Settings {
             cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
             workers: None,
             warm: worker::Warm::default(),
+            loopback: Loopback::default(),
+            guest_api: None,
         }
     }
 }

@@ -14,6 +14,7 @@ use super::place::{Place, PlaceError};
 use super::shell;
 use crate::engine::{self, Settings, StartError};
 use crate::event::{Event, Failure, FailureKind, Reply};
+use crate::guest_api;
 use crate::intake::aleph;
 use crate::program::detect::FileKind;
 use crate::program::{self, Component, Hint, Interface, archive};
@@ -58,7 +59,7 @@ impl Guest {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn set_up(&self, configuration: Configuration) -> Result<Router, PlaceError> {
+    async fn set_up(&self, configuration: Configuration) -> Result<Arc<Router>, PlaceError> {
         self.place.set_up(&configuration).await?;
         self.data
             .fill(configuration.input_data.as_deref().map_or(&[], Vec::as_slice))?;
@@ -86,10 +87,11 @@ impl Guest {
                 Ok::<_, StartError>(Running { component, engine })
             }
         });
-        let router = futures_util::future::try_join_all(started).await?;
+        let router = Arc::new(Router::new(futures_util::future::try_join_all(started).await?));
+        settings.loopback.lead_to(&router, Router::handle);
         // The host waits for our answer; interpreters that nobody needs can be ended after it.
         tokio::task::spawn_blocking(move || settings.warm.clear());
-        Ok(Router::new(router))
+        Ok(router)
     }
 
     /// Puts the program where the protocol says, and finds out what it is.
@@ -129,6 +131,7 @@ impl Guest {
     /// The environment that the image gives, and that programs and the network's SDK rely on.
     fn settings_for(&self, configuration: &Configuration) -> Settings {
         let mut settings = self.settings.clone();
+        settings.guest_api = Some(self.place.api_socket());
         let socket = self.place.api_socket().display().to_string();
         settings
             .environment
@@ -136,7 +139,7 @@ impl Guest {
         let mut set = |name: &str, value: &str| settings.environment.push((name.to_owned(), value.to_owned()));
         set("ALEPH_INIT_VERSION", "2.0.0");
         set("ALEPH_API_HOST", API_HOST);
-        set("ALEPH_API_UNIX_SOCKET", &socket);
+        set(guest_api::VARIABLE, &socket);
         set("ALEPH_REMOTE_CRYPTO_HOST", API_HOST);
         set("ALEPH_REMOTE_CRYPTO_UNIX_SOCKET", &socket);
         set("PYTHONPATH", "/opt/aleph/libs");
@@ -193,7 +196,7 @@ impl aleph::Guest for Guest {
         let mut state = self.state();
         match outcome {
             Ok(router) => {
-                *state = State::Running(Arc::new(router));
+                *state = State::Running(router);
                 report::stage("configured");
                 ConfigurationAnswer::Success
             }

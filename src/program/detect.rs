@@ -257,6 +257,7 @@ impl Finder<'_> {
             environment: Default::default(),
             routes: Vec::new(),
             messages: false,
+            wasm: Default::default(),
             why,
         }
     }

@@ -8,6 +8,9 @@
 //! environment = { GREETING = "hello" }
 //! routes = ["/api/*"]         # every path unless said; with messages = true, none
 //! messages = true             # takes the network's messages
+//!
+//! [components.api.wasm]       # of WebAssembly alone: what it is granted, and its limits (`sandbox`)
+//! hosts = ["https://api.example.org"]
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::sandbox::Sandbox;
 use super::{Component, EngineKind, Hint, ProgramError, detect};
 
 /// The name of the file.
@@ -39,6 +43,7 @@ struct Part {
     routes: Vec<String>,
     #[serde(default)]
     messages: bool,
+    wasm: Option<Sandbox>,
 }
 
 fn here() -> PathBuf {
@@ -85,6 +90,17 @@ pub fn read(root: &Path) -> Result<Option<Vec<Component>>, ProgramError> {
         component.environment = part.environment;
         component.routes = part.routes;
         component.messages = part.messages;
+        if let Some(mut sandbox) = part.wasm {
+            if component.engine != EngineKind::Wasm {
+                return Err(wrong(format!(
+                    "[components.{name}.wasm] is for WebAssembly, and {name} is not: {}",
+                    component.why,
+                    name = component.name
+                )));
+            }
+            sandbox.resolve(root);
+            component.wasm = sandbox;
+        }
         Ok(component)
     });
     components.collect::<Result<_, _>>().map(Some)

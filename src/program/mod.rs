@@ -7,6 +7,7 @@
 pub mod archive;
 pub mod detect;
 pub mod manifest;
+pub mod sandbox;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -41,6 +42,8 @@ pub struct Component {
     pub routes: Vec<String>,
     /// Whether network messages go here.
     pub messages: bool,
+    /// What it is granted and how far it may go, where it is WebAssembly.
+    pub wasm: sandbox::Sandbox,
     /// Why this engine: "main.py is a Python file".
     pub why: String,
 }

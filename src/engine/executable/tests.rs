@@ -74,6 +74,7 @@ impl Program {
             environment: BTreeMap::new(),
             routes: Vec::new(),
             messages: false,
+            wasm: Default::default(),
             why: String::new(),
         };
         let settings = Settings {

@@ -40,6 +40,7 @@ impl Program {
             environment: Default::default(),
             routes: Vec::new(),
             messages: false,
+            wasm: Default::default(),
             why: String::new(),
         };
         let conventional = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -10,7 +10,7 @@ use http::{Method, StatusCode, response};
 use wasmtime::{InstancePre, ModuleExport};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
-use super::host::{ComponentHost, ModuleHost, grants};
+use super::host::{ComponentHost, ModuleHost};
 use super::log::Log;
 use super::run::{Guest, Run, Unfinished};
 use super::stdio::{Stdin, Stdout};
@@ -52,10 +52,10 @@ pub(super) async fn http(
     context: &Context,
 ) -> Result<Reply, Failure> {
     let (parts, body) = request.into_parts();
-    let environment = cgi::environment(&shared.environment, &parts, &body, context)?;
+    let environment = cgi::environment(&shared.grants.environment, &parts, &body, context)?;
     let terms = shared.terms(context).await?;
     let streams = Streams::new(body, shared, context);
-    let mut run = Run::new(terms, command.run(shared, &streams, &environment));
+    let mut run = Run::new(terms, command.run(shared, &streams, &environment, context)?);
     let Streams { stdout, stderr, .. } = streams;
 
     let (head, ended) = std::future::poll_fn(|cx| {
@@ -131,10 +131,10 @@ pub(super) async fn message(
     message: Message,
     context: &Context,
 ) -> Result<Reply, Failure> {
-    let environment = cgi::message_environment(&shared.environment, message.body.len());
+    let environment = cgi::message_environment(&shared.grants.environment, message.body.len());
     let terms = shared.terms(context).await?;
     let streams = Streams::new(message.body.into(), shared, context);
-    let mut run = Run::new(terms, command.run(shared, &streams, &environment));
+    let mut run = Run::new(terms, command.run(shared, &streams, &environment, context)?);
 
     let mut answer = BytesMut::new();
     std::future::poll_fn(|cx| {
@@ -163,20 +163,26 @@ pub(super) async fn message(
 
 impl Command {
     /// One run with these streams and this environment.
-    fn run(&self, shared: &Shared, streams: &Streams, environment: &[(String, String)]) -> Guest {
-        let stderr = streams.stderr.clone();
-        let mut grants = grants(
-            environment,
-            Some(streams.stdin.clone()),
-            streams.stdout.clone(),
-            stderr.clone(),
-        );
-        grants.arg(&*shared.component);
-        match self {
+    ///
+    /// # Errors
+    /// If what the guest is granted can't be had any more.
+    fn run(
+        &self,
+        shared: &Shared,
+        streams: &Streams,
+        environment: &[(String, String)],
+        context: &Context,
+    ) -> Result<Guest, Failure> {
+        let Streams { stdin, stdout, stderr } = streams;
+        let stderr = stderr.clone();
+        let grants = &shared.grants;
+        let mut wasi = grants.wasi(environment, Some(stdin.clone()), stdout.clone(), stderr.clone())?;
+        wasi.arg(&*shared.component);
+        Ok(match self {
             Self::Module { pre, start } => {
                 let (pre, start) = (pre.clone(), *start);
-                let mut store = shared.runtime.store(ModuleHost {
-                    wasi: grants.build_p1(),
+                let mut store = shared.store(ModuleHost {
+                    wasi: wasi.build_p1(),
                     limits: shared.limits(),
                 });
                 Box::pin(async move {
@@ -196,9 +202,8 @@ impl Command {
             }
             Self::Component(pre) => {
                 let pre = pre.clone();
-                let mut store = shared
-                    .runtime
-                    .store(ComponentHost::new(grants, shared.limits(), &shared.component));
+                let mut store = shared.store(grants.component(wasi, &stderr, shared.limits()));
+                store.data_mut().begin(context);
                 Box::pin(async move {
                     let ran = async {
                         let guest = pre.instantiate_async(&mut store).await?;
@@ -211,6 +216,6 @@ impl Command {
                     }
                 })
             }
-        }
+        })
     }
 }

@@ -7,13 +7,12 @@ use std::task::Poll;
 
 use http::header::{CONTENT_LENGTH, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use wasmtime::Store;
 use wasmtime_wasi_http::WasiBody;
 
-use super::host::{ComponentHost, grants, wasi_body};
+use super::host::wasi_body;
 use super::log::Log;
 use super::run::{Run, Unfinished, finished};
-use super::{Shared, failure};
+use super::failure;
 use crate::event::{Body, Context, Failure, Reply};
 
 /// Where the guest's response, or the error in place of it, is put while the guest is polled.
@@ -30,15 +29,6 @@ impl Slot {
     fn take(&self) -> Option<Response> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
-}
-
-/// The store for one request, and the log that its guest's stderr goes to.
-pub(super) fn store(shared: &Shared, context: &Context) -> (Store<ComponentHost>, Log) {
-    let stderr = Log::new(&shared.component, context.id, "stderr");
-    let stdout = Log::new(&shared.component, context.id, "stdout");
-    let grants = grants(&shared.environment, None, stdout, stderr.clone());
-    let host = ComponentHost::new(grants, shared.limits(), &shared.component);
-    (shared.runtime.store(host), stderr)
 }
 
 /// The request as `wasi:http` takes it: one without a host, which HTTP/1.0 allows, is one to our own address.

@@ -1,22 +1,103 @@
 //! What a guest's store holds, and with it what the guest is granted: its request, stdout and stderr, clocks,
-//! randomness and the environment that was named for it. No files, no sockets, no requests of its own.
+//! randomness, and beyond that what the program names: environment, folders, hosts.
+
+use std::sync::Arc;
 
 use http_body_util::BodyExt as _;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::StdoutStream;
 use wasmtime_wasi::p1::WasiP1Ctx;
-use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
-use wasmtime_wasi_http::{
-    DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
-    WasiHttpHooks, WasiHttpView,
-};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{Error as HttpError, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::limits::{HasLimits, Limits};
 use super::log::Log;
+use super::outgoing::{Hooks, Outgoing};
+use super::sockets::Sockets;
 use super::stdio::Stdin;
+use crate::event::{Context, Failure, FailureKind};
+use crate::program::sandbox::Directory;
 
 /// Resources (streams, bodies, headers) that a guest may hold at once; some hold buffers outside its own memory.
 const RESOURCES: usize = 2048;
+
+/// What every guest of one program is granted.
+pub(super) struct Grants {
+    pub(super) component: Arc<str>,
+    pub(super) environment: Vec<(String, String)>,
+    pub(super) directories: Vec<Directory>,
+    pub(super) outgoing: Arc<Outgoing>,
+    /// Whether the guest knows of sockets at all.
+    pub(super) sockets: bool,
+}
+
+impl Grants {
+    /// WASI for one guest with this environment and these streams.
+    ///
+    /// # Errors
+    /// If a folder can't be opened any more.
+    pub(super) fn wasi(
+        &self,
+        environment: &[(String, String)],
+        stdin: Option<Stdin>,
+        stdout: impl StdoutStream + 'static,
+        stderr: Log,
+    ) -> Result<WasiCtxBuilder, Failure> {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.envs(environment)
+            .stdout(stdout)
+            .stderr(stderr)
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false);
+        if let Some(stdin) = stdin {
+            wasi.stdin(stdin);
+        }
+        for directory in &self.directories {
+            open(&mut wasi, directory).map_err(|error| Failure::new(FailureKind::Unavailable, error))?;
+        }
+        Ok(wasi)
+    }
+
+    /// What the store of a component holds.
+    pub(super) fn component(&self, mut wasi: WasiCtxBuilder, log: &Log, limits: Limits) -> ComponentHost {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES);
+        let sockets = self.sockets.then(|| {
+            let sockets = Sockets::new(self.component.clone(), self.outgoing.rules.clone(), log.clone());
+            sockets.grant(&mut wasi);
+            sockets
+        });
+        ComponentHost {
+            table,
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            hooks: Hooks::new(self.outgoing.clone(), log.clone()),
+            sockets,
+            limits,
+        }
+    }
+}
+
+/// Opens a folder for a guest.
+///
+/// # Errors
+/// A sentence with both its names.
+pub(super) fn open(wasi: &mut WasiCtxBuilder, directory: &Directory) -> Result<(), String> {
+    let permissions = if directory.writable {
+        FsPerms::ReadWrite
+    } else {
+        FsPerms::ReadOnly
+    };
+    match wasi.preopened_dir(&directory.host, &directory.guest, permissions) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!(
+            "the folder {}, which the guest is granted as {}, can't be opened: {error:#}",
+            directory.host.display(),
+            directory.guest
+        )),
+    }
+}
 
 /// The store's data of a component.
 pub(super) struct ComponentHost {
@@ -24,22 +105,15 @@ pub(super) struct ComponentHost {
     wasi: WasiCtx,
     http: WasiHttpCtx,
     hooks: Hooks,
+    pub(super) sockets: Option<Sockets>,
     pub(super) limits: Limits,
 }
 
 impl ComponentHost {
-    pub(super) fn new(mut wasi: WasiCtxBuilder, limits: Limits, component: &std::sync::Arc<str>) -> Self {
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCES);
-        Self {
-            table,
-            wasi: wasi.build(),
-            http: WasiHttpCtx::new(),
-            hooks: Hooks {
-                component: component.clone(),
-            },
-            limits,
-        }
+    /// For another event.
+    pub(super) fn begin(&mut self, context: &Context) {
+        self.limits.begin();
+        self.hooks.begin(context);
     }
 }
 
@@ -47,26 +121,6 @@ impl ComponentHost {
 pub(super) struct ModuleHost {
     pub(super) wasi: WasiP1Ctx,
     pub(super) limits: Limits,
-}
-
-/// The grants of one guest.
-pub(super) fn grants(
-    environment: &[(String, String)],
-    stdin: Option<Stdin>,
-    stdout: impl StdoutStream + 'static,
-    stderr: Log,
-) -> WasiCtxBuilder {
-    let mut wasi = WasiCtxBuilder::new();
-    wasi.envs(environment)
-        .stdout(stdout)
-        .stderr(stderr)
-        .allow_tcp(false)
-        .allow_udp(false)
-        .allow_ip_name_lookup(false);
-    if let Some(stdin) = stdin {
-        wasi.stdin(stdin);
-    }
-    wasi
 }
 
 impl HasLimits for ComponentHost {
@@ -100,45 +154,8 @@ impl WasiHttpView for ComponentHost {
     }
 }
 
-/// Refuses requests that a guest wants to send.
-struct Hooks {
-    component: std::sync::Arc<str>,
-}
-
-type Sending<T> = Box<dyn Future<Output = Result<T, HttpError>> + Send>;
-
-impl WasiHttpHooks for Hooks {
-    fn is_forbidden_header(&mut self, name: &http::HeaderName) -> bool {
-        DEFAULT_FORBIDDEN_HEADERS.contains(name)
-    }
-
-    fn send_request(
-        &mut self,
-        request: http::Request<WasiBody>,
-        _options: Option<RequestOptions>,
-        _sent: Sending<()>,
-    ) -> Sending<(http::Response<WasiBody>, Sending<()>)> {
-        let (component, uri) = (&self.component, request.uri());
-        tracing::warn!(
-            target: "guest", %component,
-            "refused the request to {uri} that the guest wanted to send: Wasm guests are granted no outgoing requests"
-        );
-        Box::new(async { Err(HttpError::HttpRequestDenied) })
-    }
-
-    /// The most that a guest may write at once, in bytes.
-    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
-        32 << 10
-    }
-
-    /// Writes that wait for the client (and one more): all of a reply of 32 KiB from a guest that writes by the page.
-    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
-        7
-    }
-}
-
-/// The request's body as `wasi:http` takes it.
+/// A body as `wasi:http` takes it.
 pub(super) fn wasi_body(body: crate::event::Body) -> WasiBody {
-    body.map_err(|error| HttpError::InternalError(Some(format!("the request's body broke off: {error}"))))
+    body.map_err(|error| HttpError::InternalError(Some(format!("the body broke off: {error}"))))
         .boxed_unsync()
 }

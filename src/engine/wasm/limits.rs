@@ -8,6 +8,10 @@ use wasmtime::ResourceLimiter;
 const PER_GUEST: usize = 256 << 20;
 /// The most elements of one table; a large program has some ten thousand functions.
 pub(super) const TABLE_ELEMENTS: usize = 1 << 18;
+/// Core instances that one component may be made of, and tables; Python's standard library is some forty.
+const INSTANCES: usize = 256;
+/// Linear memories of one component.
+const MEMORIES: usize = 16;
 /// A Wasm page.
 const PAGE: usize = 64 << 10;
 
@@ -65,6 +69,7 @@ pub(super) trait HasLimits {
 #[derive(Debug)]
 pub(super) struct Limits {
     budget: &'static Budget,
+    limit: usize,
     held: usize,
     last_growth: usize,
     refused: Option<Refused>,
@@ -80,13 +85,25 @@ pub(super) enum Refused {
 }
 
 impl Limits {
-    pub(super) fn new(budget: &'static Budget) -> Self {
+    /// For a guest that may have `limit` bytes of memory, and no more than the budget has for one.
+    pub(super) fn new(budget: &'static Budget, limit: usize) -> Self {
         Self {
             budget,
+            limit: limit.min(budget.per_guest),
             held: 0,
             last_growth: 0,
             refused: None,
         }
+    }
+
+    /// For another event.
+    pub(super) fn begin(&mut self) {
+        self.refused = None;
+    }
+
+    /// What the guest's memories hold, in bytes.
+    pub(super) fn held(&self) -> usize {
+        self.held
     }
 
     /// The last request for memory that was refused.
@@ -100,7 +117,7 @@ impl ResourceLimiter for Limits {
         let growth = desired.saturating_sub(current);
         self.last_growth = 0;
         let asked = self.held.saturating_add(growth);
-        let limit = self.budget.per_guest;
+        let limit = self.limit;
         if asked > limit {
             self.refused = Some(Refused::Guest { asked, limit });
             return Ok(false);
@@ -121,6 +138,18 @@ impl ResourceLimiter for Limits {
         self.held -= growth;
         self.budget.give_back(growth);
         Ok(())
+    }
+
+    fn instances(&self) -> usize {
+        INSTANCES
+    }
+
+    fn tables(&self) -> usize {
+        INSTANCES
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES
     }
 
     fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
@@ -145,7 +174,7 @@ mod tests {
     #[test]
     fn a_guest_gets_no_more_than_its_limit() {
         let budget = budget(1 << 20);
-        let mut limits = Limits::new(budget);
+        let mut limits = Limits::new(budget, usize::MAX);
         assert!(limits.memory_growing(0, 448 << 10, None).unwrap());
         assert!(!limits.memory_growing(448 << 10, 576 << 10, None).unwrap());
         let refused = limits.refused().unwrap();
@@ -161,8 +190,8 @@ mod tests {
     #[test]
     fn all_guests_share_the_machines_memory_and_give_it_back() {
         let budget = budget(1 << 20);
-        let mut first = Limits::new(budget);
-        let mut second = Limits::new(budget);
+        let mut first = Limits::new(budget, usize::MAX);
+        let mut second = Limits::new(budget, usize::MAX);
         assert!(first.memory_growing(0, 512 << 10, None).unwrap());
         assert!(!second.memory_growing(0, 512 << 10, None).unwrap());
         assert!(matches!(second.refused(), Some(Refused::Machine { .. })));

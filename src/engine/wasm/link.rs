@@ -1,41 +1,82 @@
 //! From compiled code to a guest that can be instantiated: what it exports says how it is run, what it imports has to
 //! be what we offer. All that can be known before the first event is found out here.
 
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
 use wasmtime::component::{Component, Linker as ComponentLinker};
-use wasmtime::{Linker, Module};
-use wasmtime_wasi::p1;
+use wasmtime::{Linker, Module, Store};
+use wasmtime_wasi::{WasiCtxBuilder, p1};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
+use super::Shared;
 use super::command::Command;
-use super::host::{ComponentHost, ModuleHost, grants};
+use super::host::{ComponentHost, ModuleHost};
+use super::instances::Instances;
 use super::limits::Limits;
 use super::load::{Code, SERVICE};
-use super::log::Log;
+use super::message::{self, MessagePre};
 use super::runtime::Runtime;
+use super::sockets;
 use crate::engine::StartError;
-use crate::event::Context;
+use crate::program::sandbox::Sandbox;
 
 /// A program that is ready to be instantiated.
 pub(super) struct Linked {
     /// How it takes HTTP requests by `wasi:http`, if it does.
     pub(super) http: Option<Http>,
+    /// How it takes messages by `polyinit:event`, if it does.
+    pub(super) message: Option<Arc<Instances<MessagePre>>>,
     /// How it is run as a command, if it is one.
     pub(super) command: Option<Command>,
     /// Places that one instance takes in the runtime.
     pub(super) memories: u32,
+    /// Whether it imports sockets.
+    pub(super) sockets: bool,
     /// "a component for wasi:http/proxy 0.2".
-    pub(super) description: &'static str,
+    pub(super) description: String,
+}
+
+impl Linked {
+    /// Makes instances for the first events.
+    pub(super) fn make_ahead(&self, shared: &Arc<Shared>) {
+        match &self.http {
+            Some(Http::Proxy(instances)) => instances.make_ahead(shared, None),
+            Some(Http::Service(instances)) => instances.make_ahead(shared, None),
+            None => {}
+        }
+        if let Some(instances) = &self.message {
+            instances.make_ahead(shared, None);
+        }
+    }
+
+    /// Drops the instances that nobody uses.
+    pub(super) fn clear(&self) {
+        match &self.http {
+            Some(Http::Proxy(instances)) => instances.clear(),
+            Some(Http::Service(instances)) => instances.clear(),
+            None => {}
+        }
+        if let Some(instances) = &self.message {
+            instances.clear();
+        }
+    }
 }
 
 /// A component that takes requests by `wasi:http`.
 pub(super) enum Http {
     /// Version 0.2.
-    Proxy(ProxyPre<ComponentHost>),
+    Proxy(Arc<Instances<ProxyPre<ComponentHost>>>),
     /// Version 0.3.
-    Service(ServicePre<ComponentHost>),
+    Service(Arc<Instances<ServicePre<ComponentHost>>>),
 }
+
+/// Events that one instance has unless the program says otherwise: guests for 0.2 are written for one request.
+const PROXY_REUSE: u32 = 1;
+/// The same for 0.3, whose guests are written for many. Whatever they leak is gone after so many.
+const SERVICE_REUSE: u32 = 128;
 
 /// Interfaces of WASI 0.2 that a component may import.
 const OFFERED: [&str; 29] = [
@@ -74,10 +115,16 @@ const OFFERED: [&str; 29] = [
 ///
 /// # Errors
 /// Which imports are missing and what to do about them, or what is exported in place of what can be run.
-pub(super) fn link(runtime: &'static Runtime, code: &Code, name: &str) -> Result<Linked, StartError> {
+pub(super) fn link(
+    runtime: &'static Runtime,
+    code: &Code,
+    name: &str,
+    sandbox: &Sandbox,
+    cores: usize,
+) -> Result<Linked, StartError> {
     match code {
         Code::Module(module) => link_module(runtime, module, name),
-        Code::Component(component) => link_component(runtime, component, name),
+        Code::Component(component) => link_component(runtime, component, name, sandbox, cores),
     }
 }
 
@@ -90,11 +137,13 @@ fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result
     let mut linker = Linker::new(&runtime.engine);
     p1::add_to_linker_async(&mut linker, |host: &mut ModuleHost| &mut host.wasi).map_err(failed)?;
 
-    let log = Log::new(&name.into(), Context::next().id, "stderr");
-    let mut store = runtime.store(ModuleHost {
-        wasi: grants(&[], None, log.clone(), log).build_p1(),
-        limits: Limits::new(runtime.budget),
-    });
+    let mut store = Store::new(
+        &runtime.engine,
+        ModuleHost {
+            wasi: WasiCtxBuilder::new().build_p1(),
+            limits: Limits::new(runtime.budget, 0),
+        },
+    );
     let missing: Vec<String> = module
         .imports()
         .filter(|import| linker.get_by_import(&mut store, import).is_none())
@@ -106,13 +155,21 @@ fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result
     let pre = linker.instantiate_pre(module).map_err(failed)?;
     Ok(Linked {
         http: None,
+        message: None,
         command: Some(Command::Module { pre, start }),
         memories: module.resources_required().num_memories,
-        description: "a WASI 0.1 module, run by the CGI convention",
+        sockets: false,
+        description: "a WASI 0.1 module, run by the CGI convention".into(),
     })
 }
 
-fn link_component(runtime: &'static Runtime, component: &Component, name: &str) -> Result<Linked, StartError> {
+fn link_component(
+    runtime: &'static Runtime,
+    component: &Component,
+    name: &str,
+    sandbox: &Sandbox,
+    cores: usize,
+) -> Result<Linked, StartError> {
     let engine = &runtime.engine;
     let ty = component.component_type();
     let exports: Vec<String> = ty.exports(engine).map(|(export, _)| export.to_owned()).collect();
@@ -120,7 +177,8 @@ fn link_component(runtime: &'static Runtime, component: &Component, name: &str) 
     let service = exported(SERVICE);
     let proxy = exported("wasi:http/incoming-handler@0.2.");
     let command = exported("wasi:cli/run@0.2.");
-    if !service && !proxy && !command {
+    let takes_messages = exports.iter().any(|export| export == message::INTERFACE);
+    if !service && !proxy && !command && !takes_messages {
         return Err(nothing_to_run(name, "component", exports));
     }
 
@@ -130,9 +188,10 @@ fn link_component(runtime: &'static Runtime, component: &Component, name: &str) 
         (service && version.starts_with("0.3.") && import.starts_with("wasi:"))
             || (version.starts_with("0.2.") && OFFERED.binary_search(&interface).is_ok())
     };
-    let missing: Vec<String> = ty
-        .imports(engine)
-        .map(|(import, _)| import)
+    let imports: Vec<&str> = ty.imports(engine).map(|(import, _)| import).collect();
+    let missing: Vec<String> = imports
+        .iter()
+        .copied()
         .filter(|import| !offered(import))
         .map(str::to_owned)
         .collect();
@@ -147,11 +206,24 @@ fn link_component(runtime: &'static Runtime, component: &Component, name: &str) 
         wasmtime_wasi::p3::add_to_linker(&mut linker).map_err(failed)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker).map_err(failed)?;
     }
+    sockets::add_to_linker(&mut linker, service).map_err(failed)?;
     let pre = linker.instantiate_pre(component).map_err(failed)?;
     let http = if service {
-        Some(ServicePre::new(pre.clone()).map(Http::Service).map_err(failed)?)
+        let template = ServicePre::new(pre.clone()).map_err(failed)?;
+        let reuse = sandbox.reuse.map_or(SERVICE_REUSE, NonZeroU32::get);
+        Some(Http::Service(Instances::new(template, reuse, cores)))
     } else if proxy {
-        Some(ProxyPre::new(pre.clone()).map(Http::Proxy).map_err(failed)?)
+        let template = ProxyPre::new(pre.clone()).map_err(failed)?;
+        let reuse = sandbox.reuse.map_or(PROXY_REUSE, NonZeroU32::get);
+        Some(Http::Proxy(Instances::new(template, reuse, cores)))
+    } else {
+        None
+    };
+    let message = if takes_messages {
+        let template = MessagePre::new(pre.clone(), component).map_err(failed)?;
+        let reuse = if service { SERVICE_REUSE } else { PROXY_REUSE };
+        let reuse = sandbox.reuse.map_or(reuse, NonZeroU32::get);
+        Some(Instances::new(template, reuse, cores))
     } else {
         None
     };
@@ -159,23 +231,30 @@ fn link_component(runtime: &'static Runtime, component: &Component, name: &str) 
         .then(|| CommandPre::new(pre).map(Command::Component))
         .transpose()
         .map_err(failed)?;
-    let description = match (&http, &command) {
-        (Some(Http::Service(_)), None) => "a component for wasi:http/service 0.3",
-        (Some(Http::Service(_)), Some(_)) => {
-            "a component for wasi:http/service 0.3 that takes messages by wasi:cli/run 0.2"
-        }
-        (Some(Http::Proxy(_)), None) => "a component for wasi:http/proxy 0.2",
-        (Some(Http::Proxy(_)), Some(_)) => {
-            "a component for wasi:http/proxy 0.2 that takes messages by wasi:cli/run 0.2"
-        }
-        (None, _) => "a component for wasi:cli/command 0.2, run by the CGI convention",
+    let requests = match (&http, &command) {
+        (Some(Http::Service(_)), _) => Some("wasi:http/service 0.3"),
+        (Some(Http::Proxy(_)), _) => Some("wasi:http/proxy 0.2"),
+        (None, Some(_)) => Some("wasi:cli/command 0.2, run by the CGI convention"),
+        (None, None) => None,
+    };
+    let messages = match (&message, &http, &command) {
+        (Some(_), ..) => Some("polyinit:event/message"),
+        (None, Some(_), Some(_)) => Some("wasi:cli/run 0.2"),
+        _ => None,
+    };
+    let description = match (requests, messages) {
+        (Some(requests), Some(messages)) => format!("a component for {requests} that takes messages by {messages}"),
+        (Some(requests), None) => format!("a component for {requests}"),
+        (None, messages) => format!("a component for {}", messages.unwrap_or_default()),
     };
     Ok(Linked {
         http,
+        message,
         command,
         memories: component
             .resources_required()
             .map_or(4, |resources| resources.num_memories),
+        sockets: imports.iter().any(|import| import.starts_with("wasi:sockets/")),
         description,
     })
 }
@@ -190,7 +269,9 @@ fn nothing_to_run(name: &str, kind: &str, exports: Vec<String>) -> StartError {
             .collect::<Vec<_>>()
             .join(", ")
     };
-    let hint = if exports.iter().any(|export| export.contains("@0.3")) {
+    let hint = if exports.iter().any(|export| export.starts_with(message::INTERFACE_NAME)) {
+        "; build it against wasm-examples/wit/event.wit of this version"
+    } else if exports.iter().any(|export| export.contains("@0.3")) {
         "; build it for WASI 0.2, or for wasi:http/service 0.3"
     } else if exports.iter().any(|export| export == "_initialize") {
         "; it is built as a library (reactor), build it as a program with a `main`"
@@ -198,7 +279,7 @@ fn nothing_to_run(name: &str, kind: &str, exports: Vec<String>) -> StartError {
         ""
     };
     StartError::new(format!(
-        "{name} is a {kind} that can't be run: it exports {found}, and neither `wasi:http/incoming-handler` 0.2 or `wasi:http/handler` 0.3 (an HTTP component) nor `wasi:cli/run` 0.2 (a command component) nor `_start` (a WASI 0.1 program){hint}"
+        "{name} is a {kind} that can't be run: it exports {found}, and neither `wasi:http/incoming-handler` 0.2 or `wasi:http/handler` 0.3 (an HTTP component) nor `polyinit:event/message@0.1.0` (a message handler) nor `wasi:cli/run` 0.2 (a command component) nor `_start` (a WASI 0.1 program){hint}"
     ))
 }
 

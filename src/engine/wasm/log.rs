@@ -45,6 +45,24 @@ impl Log {
         })))
     }
 
+    /// For another event: what comes now is its own.
+    pub(super) fn begin(&self, event: EventId) {
+        let mut lines = self.lines();
+        if !lines.open.is_empty() {
+            lines.end_line();
+        }
+        lines.tail.clear();
+        lines.event = event;
+    }
+
+    /// Logs what the guest was refused, and remembers it with what the guest itself says: it may be why it fails.
+    pub(super) fn refuse(&self, what: &str) {
+        let mut lines = self.lines();
+        tracing::warn!(target: "guest", component = %lines.component, event = %lines.event, "{what}");
+        lines.remember(what.as_bytes());
+        lines.remember(b"\n");
+    }
+
     /// The last lines, without the newline at the end; empty if nothing was written.
     pub(super) fn tail(&self) -> String {
         String::from_utf8_lossy(self.lines().tail.trim_ascii_end()).into_owned()

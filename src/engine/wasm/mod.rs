@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! file -> load (compile, cache) -> link (exports, imports) -> start
-//! event -> proxy, service (wasi:http) -+--> run: a fresh instance, polled by the one who waits for the reply
-//!      \-> command (cgi, stdio) --------+
+//! event -> instances -> proxy, service, message --+--> run: a guest, polled by the one who waits for the reply
+//!      \-> command (cgi, stdio) -------------------+
 //! ```
 //!
-//! `runtime` and `limits` are what all guests share, `host` what each is granted, `failure` and `log` what is told of
-//! them.
+//! `runtime` and `limits` are what all guests share; `host` is what each is granted, `outgoing` and `sockets` what of it
+//! leads out of this process; `failure` and `log` are what is told of them.
 
 mod cache;
 mod cgi;
@@ -15,31 +15,40 @@ mod command;
 mod exchange;
 mod failure;
 mod host;
+mod instances;
 mod limits;
 mod link;
 mod load;
 mod log;
+mod message;
+mod outgoing;
 mod proxy;
 mod run;
 mod runtime;
 mod service;
+mod sockets;
 mod stdio;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use wasmtime::Store;
+use wasmtime_wasi::WasiCtxBuilder;
 
-use self::limits::Limits;
+use self::host::Grants;
+use self::limits::{HasLimits, Limits};
 use self::link::{Http, Linked};
 use self::load::Source;
+use self::outgoing::Outgoing;
 use self::run::Terms;
-use self::runtime::Runtime;
+use self::runtime::{Kind, Runtime};
 use super::{Engine, Handling, Settings, StartError, Working};
 use crate::event::{Context, Event, Failure, FailureKind, Input};
 use crate::program::{Component, Entrypoint};
@@ -59,8 +68,17 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
     let path = component.root.join(file);
     let shown = file.display().to_string();
     let cache = settings.cache.clone();
+    let (sandbox, cores) = (component.wasm.clone(), settings.cores);
     // Compiling takes seconds for a large program.
-    let prepared = tokio::task::spawn_blocking(move || prepare(&path, &shown, cache.as_deref()));
+    let prepared = tokio::task::spawn_blocking(move || {
+        let source = Source::read(&path)?;
+        let runtime = runtime::runtime(Kind {
+            machinery: source.machinery(),
+            metered: sandbox.fuel.is_some(),
+        })?;
+        let code = source.load(&runtime.engine, cache.as_deref())?;
+        Ok((runtime, link::link(runtime, &code, &shown, &sandbox, cores)?))
+    });
     let (runtime, linked) = tokio::time::timeout(settings.start_timeout, prepared)
         .await
         .map_err(|_| {
@@ -71,17 +89,39 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
             ))
         })?
         .map_err(|error| StartError::new(format!("{} broke the compiler: {error}", file.display())))??;
-    Ok(Arc::new(Wasm {
-        shared: Arc::new(Shared {
-            component: component.name.as_str().into(),
-            runtime,
+    let name: Arc<str> = component.name.as_str().into();
+    let sandbox = &component.wasm;
+    for directory in &sandbox.directories {
+        host::open(&mut WasiCtxBuilder::new(), directory).map_err(StartError::new)?;
+    }
+    let outgoing = Outgoing::new(
+        name.clone(),
+        sandbox.hosts.clone().into(),
+        settings.loopback.clone(),
+        settings.guest_api.clone(),
+    );
+    let shared = Arc::new(Shared {
+        component: name.clone(),
+        runtime,
+        grants: Grants {
+            component: name,
             environment: environment(component, settings),
-            timeout: settings.event_timeout,
-            body_limit: settings.body_limit,
-            memories: linked.memories,
-            stop: CancellationToken::new(),
-            guests: TaskTracker::new(),
-        }),
+            directories: sandbox.directories.clone(),
+            outgoing: Arc::new(outgoing),
+            sockets: linked.sockets,
+        },
+        timeout: settings.event_timeout,
+        body_limit: settings.body_limit,
+        memories: linked.memories,
+        memory_limit: memory_limit(sandbox.memory, runtime)?,
+        fuel: sandbox.fuel.map(NonZeroU64::get),
+        stop: CancellationToken::new(),
+        guests: TaskTracker::new(),
+    });
+    // For the first event; whatever else is still to do until then goes before it.
+    linked.make_ahead(&shared);
+    Ok(Arc::new(Wasm {
+        shared,
         linked: Arc::new(linked),
     }))
 }
@@ -93,7 +133,10 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
 /// [`StartError`] if the file can't be read or is no valid WebAssembly.
 pub fn compile(path: &Path) -> Result<Vec<u8>, StartError> {
     let source = Source::read(path)?;
-    source.compile(&runtime::portable_compiler(source.machinery())?)
+    source.compile(&runtime::portable_compiler(Kind {
+        machinery: source.machinery(),
+        metered: false,
+    })?)
 }
 
 /// Where [`start`] looks for the compiled code of the Wasm file at `path`, before it compiles the file itself.
@@ -111,11 +154,20 @@ fn environment(component: &Component, settings: &Settings) -> Vec<(String, Strin
     all.into_iter().collect()
 }
 
-fn prepare(path: &Path, shown: &str, cache: Option<&Path>) -> Result<(&'static Runtime, Linked), StartError> {
-    let source = Source::read(path)?;
-    let runtime = runtime::runtime(source.machinery())?;
-    let code = source.load(&runtime.engine, cache)?;
-    Ok((runtime, link::link(runtime, &code, shown)?))
+/// The memory that one instance may have, in bytes: what the program says in MiB, or what the machine has for one.
+fn memory_limit(said: Option<NonZeroU32>, runtime: &Runtime) -> Result<usize, StartError> {
+    let most = runtime.budget.per_guest();
+    let Some(said) = said else { return Ok(most) };
+    usize::try_from(said.get())
+        .ok()
+        .and_then(|said| said.checked_mul(1 << 20))
+        .filter(|said| *said <= most)
+        .ok_or_else(|| {
+            StartError::new(format!(
+                "memory = {said}: an instance has {} MiB at most on this machine",
+                most >> 20
+            ))
+        })
 }
 
 /// One program.
@@ -128,12 +180,16 @@ struct Wasm {
 struct Shared {
     component: Arc<str>,
     runtime: &'static Runtime,
-    environment: Vec<(String, String)>,
+    grants: Grants,
     timeout: Duration,
     /// The largest answer to a message, in bytes.
     body_limit: usize,
     /// Places that one instance takes.
     memories: u32,
+    /// Memory that one instance may have, in bytes.
+    memory_limit: usize,
+    /// Fuel that one event may use, where it is counted.
+    fuel: Option<u64>,
     /// Ends every guest.
     stop: CancellationToken,
     /// Guests at work.
@@ -145,7 +201,7 @@ impl Shared {
     async fn terms(&self, context: &Context) -> Result<Terms, Failure> {
         let started = Instant::now();
         let tracked = self.guests.token();
-        if self.guests.is_closed() {
+        if self.is_stopped() {
             return Err(Failure::new(FailureKind::Unavailable, "the program has been stopped"));
         }
         Ok(Terms {
@@ -159,8 +215,20 @@ impl Shared {
         })
     }
 
+    fn is_stopped(&self) -> bool {
+        self.guests.is_closed()
+    }
+
     fn limits(&self) -> Limits {
-        Limits::new(self.runtime.budget)
+        Limits::new(self.runtime.budget, self.memory_limit)
+    }
+
+    fn store<T: HasLimits + Send + 'static>(&self, data: T) -> Store<T> {
+        self.runtime.store(data, self.fuel)
+    }
+
+    fn wind_up<T>(&self, store: &mut Store<T>) {
+        self.runtime.wind_up(store, self.fuel);
     }
 }
 
@@ -169,44 +237,47 @@ impl Engine for Wasm {
         let (shared, linked) = (self.shared.clone(), self.linked.clone());
         Box::pin(async move {
             let Event { context, input } = event;
-            let Linked { http, command, .. } = &*linked;
-            match (input, http, command) {
-                (Input::Http(request), Some(Http::Proxy(proxy)), _) => {
-                    proxy::http(&shared, proxy, request, &context).await
-                }
-                (Input::Http(request), Some(Http::Service(service)), _) => {
-                    service::http(&shared, service, request, &context).await
-                }
-                (Input::Http(request), None, Some(command)) => command::http(&shared, command, request, &context).await,
-                (Input::Message(message), _, Some(command)) => {
-                    command::message(&shared, command, message, &context).await
-                }
-                (Input::Message(_), _, None) => Err(Failure::new(
-                    FailureKind::NotFound,
-                    format!(
-                        "{} takes no messages: it is a component for HTTP alone; one that exports `wasi:cli/run` too is given them on stdin",
-                        shared.component
-                    ),
-                )),
-                (Input::Http(_), None, None) => Err(Failure::new(
-                    FailureKind::NotFound,
-                    format!("{} takes no HTTP requests", shared.component),
-                )),
+            let Linked {
+                http, message, command, ..
+            } = &*linked;
+            match input {
+                Input::Http(request) => match (http, command) {
+                    (Some(Http::Proxy(proxy)), _) => proxy::http(&shared, proxy, request, &context).await,
+                    (Some(Http::Service(service)), _) => service::http(&shared, service, request, &context).await,
+                    (None, Some(command)) => command::http(&shared, command, request, &context).await,
+                    (None, None) => Err(Failure::new(
+                        FailureKind::NotFound,
+                        format!("{} takes no HTTP requests: it is there for messages alone", shared.component),
+                    )),
+                },
+                Input::Message(body) => match (message, command) {
+                    (Some(handler), _) => message::message(&shared, handler, body.body, &context).await,
+                    (None, Some(command)) => command::message(&shared, command, body, &context).await,
+                    (None, None) => Err(Failure::new(
+                        FailureKind::NotFound,
+                        format!(
+                            "{} takes no messages: it is a component for HTTP alone; one that exports `{}` too is given them, and one that exports `wasi:cli/run` has them on stdin",
+                            shared.component,
+                            message::INTERFACE
+                        ),
+                    )),
+                },
             }
         })
     }
 
     fn stop(&self, grace: Duration) -> Working {
-        let shared = self.shared.clone();
+        let (shared, linked) = (self.shared.clone(), self.linked.clone());
         Box::pin(async move {
             shared.guests.close();
             if tokio::time::timeout(grace, shared.guests.wait()).await.is_err() {
                 shared.stop.cancel();
             }
+            linked.clear();
         })
     }
 
     fn describe(&self) -> String {
-        self.linked.description.to_owned()
+        self.linked.description.clone()
     }
 }

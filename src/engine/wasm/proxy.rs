@@ -1,4 +1,6 @@
-//! Components for `wasi:http/proxy` 0.2: each request gets an instance of its own, made from what is linked already.
+//! Components for `wasi:http/proxy` 0.2: one request at a time, and an instance for each unless the program allows more.
+
+use std::sync::Arc;
 
 use wasmtime_wasi_http::WasiHttpView as _;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
@@ -6,19 +8,21 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 
 use super::exchange::{self, Slot};
 use super::host::ComponentHost;
+use super::instances::Instances;
 use super::run::Run;
 use super::{Shared, failure};
 use crate::event::{Body, Context, Failure, Reply};
 
-/// Gives `request` to a fresh instance.
+/// Gives `request` to an instance.
 pub(super) async fn http(
-    shared: &Shared,
-    pre: &ProxyPre<ComponentHost>,
+    shared: &Arc<Shared>,
+    instances: &Arc<Instances<ProxyPre<ComponentHost>>>,
     request: http::Request<Body>,
     context: &Context,
 ) -> Result<Reply, Failure> {
     let terms = shared.terms(context).await?;
-    let (mut store, log) = exchange::store(shared, context);
+    let mut place = instances.place(shared, context)?;
+    let log = place.log.clone();
     let slot = Slot::default();
     let prepared = {
         let scheme = match context.scheme {
@@ -27,7 +31,7 @@ pub(super) async fn http(
         };
         let request = exchange::request(request, context);
         let slot = slot.clone();
-        let mut http = store.data_mut().http();
+        let mut http = place.store.data_mut().http();
         http.new_incoming_request(scheme, request).and_then(|request| {
             let out = http.new_response_outparam_from_callback(move |response| {
                 slot.set(response.map_err(|code| code.to_string()));
@@ -37,19 +41,18 @@ pub(super) async fn http(
     };
     let (request, out) = prepared.map_err(|error| failure::bad_request(&error))?;
 
-    let pre = pre.clone();
-    let guest_log = log.clone();
+    let (shared, instances) = (shared.clone(), instances.clone());
     let guest = Box::pin(async move {
         let handled = async {
-            let guest = pre.instantiate_async(&mut store).await?;
-            guest
-                .wasi_http_incoming_handler()
-                .call_handle(&mut store, request, out)
-                .await
+            let (guest, store) = place.guest(&instances.template).await?;
+            guest.wasi_http_incoming_handler().call_handle(store, request, out).await
         };
         match handled.await {
-            Ok(()) => Ok(()),
-            Err(error) => failure::ended(&error, &guest_log, store.data().limits.refused()),
+            Ok(()) => {
+                instances.give_back(&shared, place);
+                Ok(())
+            }
+            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused()),
         }
     });
     exchange::reply(Run::new(terms, guest), &slot, &log).await

@@ -1,8 +1,8 @@
 //! What all Wasm guests of the process share: the `wasmtime::Engine`, made when the first Wasm program is started, the
 //! slots that instances are made in, and the ticker that makes busy guests yield.
 
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{LazyLock, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -26,17 +26,31 @@ const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
 const PER_SLOT: u32 = 8;
 /// Free slots that keep the pages of their last guest.
 const WARM_SLOTS: u32 = 16;
+/// Events that wait for a slot at once.
+const QUEUE: usize = 1024;
+/// The stack of one guest, in bytes: a megabyte is what native programs have that recurse as deep.
+const STACK: usize = 1 << 20;
 /// The share of the machine's memory that one warm slot may keep, one part in this many: all of them one in 128.
 const KEPT_SHARE: usize = 2048;
+
+/// The most linear memories of instances between events.
+const RESERVE: u32 = 64;
+/// The share of the machine's memory that one instance between events may hold, one part in this many.
+const KEPT_INSTANCE_SHARE: usize = 64;
 
 /// The Wasm side of this process.
 pub(super) struct Runtime {
     pub(super) engine: Engine,
     /// Memory of all guests together.
     pub(super) budget: &'static Budget,
-    /// One permit for each linear memory that can exist at once.
+    /// One permit for each linear memory that events may have at once.
     slots: Semaphore,
     slot_count: u32,
+    /// Events that wait for one.
+    queued: AtomicUsize,
+    /// Linear memories that instances between events may have beside those, and have.
+    reserve: u32,
+    reserved: AtomicU32,
     ticker: Ticker,
 }
 
@@ -49,33 +63,40 @@ pub(super) enum Machinery {
     Concurrent,
 }
 
+/// What tells runtimes apart: a guest can't be run on one of another kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub(super) machinery: Machinery,
+    /// Whether guests count what they do, in fuel. Without, they are faster.
+    pub(super) metered: bool,
+}
+
 /// The runtime for guests of one kind, made on first use.
 ///
 /// # Errors
 /// If this machine can run no compiled Wasm at all, in which case every later call gets the same error.
-pub(super) fn runtime(machinery: Machinery) -> Result<&'static Runtime, StartError> {
-    static PLAIN: LazyLock<Result<Runtime, StartError>> = LazyLock::new(|| Runtime::new(Machinery::Plain));
-    static CONCURRENT: LazyLock<Result<Runtime, StartError>> = LazyLock::new(|| Runtime::new(Machinery::Concurrent));
-    let runtime = match machinery {
-        Machinery::Plain => &PLAIN,
-        Machinery::Concurrent => &CONCURRENT,
-    };
+pub(super) fn runtime(kind: Kind) -> Result<&'static Runtime, StartError> {
+    static RUNTIMES: [OnceLock<Result<Runtime, StartError>>; 4] = [const { OnceLock::new() }; 4];
+    let index = usize::from(kind.machinery == Machinery::Concurrent) + 2 * usize::from(kind.metered);
+    let runtime = RUNTIMES[index].get_or_init(|| Runtime::new(kind));
     let runtime = runtime.as_ref().map_err(StartError::clone)?;
     runtime.ticker.start(&runtime.engine)?;
     Ok(runtime)
 }
 
 impl Runtime {
-    fn new(machinery: Machinery) -> Result<Self, StartError> {
+    fn new(kind: Kind) -> Result<Self, StartError> {
         static BUDGET: LazyLock<Budget> = LazyLock::new(|| Budget::of_machine(memory_of_machine()));
         let memory = BUDGET.machine();
         let slot_count = u32::try_from(memory >> 20).unwrap_or(u32::MAX).clamp(32, 1000);
-        let engine = Engine::new(&pooled(machinery, slot_count, BUDGET.per_guest(), memory / KEPT_SHARE))
+        let reserve = (slot_count / 4).min(RESERVE);
+        let places = slot_count + reserve;
+        let engine = Engine::new(&pooled(kind, places, BUDGET.per_guest(), memory / KEPT_SHARE))
             .or_else(|refusal| {
                 tracing::info!(
-                    "no address space for {slot_count} pooled Wasm memories ({refusal:#}); making each on demand"
+                    "no address space for {places} pooled Wasm memories ({refusal:#}); making each on demand"
                 );
-                Engine::new(&on_demand(machinery))
+                Engine::new(&on_demand(kind))
             })
             .map_err(|error| StartError::new(format!("Wasm can't be run on this machine: {error:#}")))?;
         Ok(Self {
@@ -83,6 +104,9 @@ impl Runtime {
             budget: &BUDGET,
             slots: Semaphore::new(slot_count as usize),
             slot_count,
+            queued: AtomicUsize::new(0),
+            reserve,
+            reserved: AtomicU32::new(0),
             ticker: Ticker::default(),
         })
     }
@@ -95,35 +119,95 @@ impl Runtime {
         let wanted = memories.clamp(1, self.slot_count);
         let slot = match self.slots.try_acquire_many(wanted) {
             Ok(slot) => slot,
-            Err(_) => tokio::time::timeout(SLOT_TIMEOUT, self.slots.acquire_many(wanted))
-                .await
-                .ok()
-                .and_then(Result::ok)
-                .ok_or_else(|| {
-                    Failure::new(
-                        FailureKind::Unavailable,
-                        format!(
-                            "all {} places for Wasm instances were taken for {} s; try again later",
-                            self.slot_count,
-                            SLOT_TIMEOUT.as_secs()
-                        ),
-                    )
-                })?,
+            Err(_) => self.queue(wanted).await?,
         };
         Ok(Admission {
             _slot: slot,
-            _watch: self.ticker.watch(),
+            _watch: self.watch(),
         })
     }
 
-    /// A store whose guest yields at each tick and keeps to the limits in `data`.
-    pub(super) fn store<T: HasLimits + Send + 'static>(&self, data: T) -> Store<T> {
+    /// Waits for places that others have now.
+    async fn queue(&'static self, wanted: u32) -> Result<SemaphorePermit<'static>, Failure> {
+        let full = |how: String| {
+            let message = format!("all {} places for Wasm instances are taken, {how}; try again later", self.slot_count);
+            Failure::new(FailureKind::Unavailable, message)
+        };
+        let _queued = Queued::enter(&self.queued).ok_or_else(|| full(format!("and {QUEUE} events wait for one")))?;
+        let slow = || full(format!("and none became free within {} s", SLOT_TIMEOUT.as_secs()));
+        tokio::time::timeout(SLOT_TIMEOUT, self.slots.acquire_many(wanted))
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .ok_or_else(slow)
+    }
+
+    /// The ticker's promise to watch over an instance that is made for no event yet.
+    pub(super) fn watch(&'static self) -> Watch {
+        self.ticker.watch()
+    }
+
+    /// Room for an instance between events, with as many memories that hold `bytes`; `None` if there is no more, or
+    /// it would take too much from those at work.
+    pub(super) fn reserve(&'static self, memories: u32, bytes: usize) -> Option<Reserved> {
+        if bytes > self.budget.machine() / KEPT_INSTANCE_SHARE {
+            return None;
+        }
+        let before = self.reserved.fetch_add(memories, Ordering::Relaxed);
+        let reserved = Reserved {
+            runtime: self,
+            memories,
+        };
+        (before.saturating_add(memories) <= self.reserve).then_some(reserved)
+    }
+
+    /// Gives the guest of a store its time until it has to yield for the first time, and all that it may use of fuel.
+    pub(super) fn wind_up<T>(&self, store: &mut Store<T>, fuel: Option<u64>) {
+        store.set_epoch_deadline(1);
+        if let Some(fuel) = fuel
+            && let Err(error) = store.set_fuel(fuel)
+        {
+            tracing::error!("a guest's fuel can't be set: {error:#}");
+        }
+    }
+
+    /// A store whose guest yields at each tick and keeps to the limits in `data`. `fuel` is for a metered runtime.
+    pub(super) fn store<T: HasLimits + Send + 'static>(&self, data: T, fuel: Option<u64>) -> Store<T> {
         let mut store = Store::new(&self.engine, data);
         store.limiter(|data| data.limits());
         // `yield_now` lets the I/O driver run too, which a future that wakes itself would not.
         store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
-        store.set_epoch_deadline(1);
+        self.wind_up(&mut store, fuel);
         store
+    }
+}
+
+/// Held while an event waits for a slot.
+struct Queued<'a>(&'a AtomicUsize);
+
+impl<'a> Queued<'a> {
+    /// `None` if the queue is full.
+    fn enter(queued: &'a AtomicUsize) -> Option<Self> {
+        let entered = Self(queued);
+        (queued.fetch_add(1, Ordering::Relaxed) < QUEUE).then_some(entered)
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Held as long as an instance stands ready.
+pub(super) struct Reserved {
+    runtime: &'static Runtime,
+    memories: u32,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.runtime.reserved.fetch_sub(self.memories, Ordering::Relaxed);
     }
 }
 
@@ -133,11 +217,13 @@ pub(super) struct Admission {
     _watch: Watch,
 }
 
-fn common(machinery: Machinery) -> Config {
+fn common(kind: Kind) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
-        .concurrency_support(machinery == Machinery::Concurrent)
+        .concurrency_support(kind.machinery == Machinery::Concurrent)
+        .consume_fuel(kind.metered)
+        .max_wasm_stack(STACK)
         .parallel_compilation(true)
         .memory_init_cow(true)
         .wasm_backtrace_details(WasmBacktraceDetails::Enable);
@@ -148,8 +234,8 @@ fn common(machinery: Machinery) -> Config {
 ///
 /// # Errors
 /// If there is no compiler for this architecture.
-pub(super) fn portable_compiler(machinery: Machinery) -> Result<Engine, StartError> {
-    let mut config = common(machinery);
+pub(super) fn portable_compiler(kind: Kind) -> Result<Engine, StartError> {
+    let mut config = common(kind);
     // Named, the target has no more than every processor of its kind; by default it has all that this one has.
     config
         .target(&format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
@@ -158,7 +244,7 @@ pub(super) fn portable_compiler(machinery: Machinery) -> Result<Engine, StartErr
 }
 
 /// Address space for `slots` memories is reserved at once; an instance then costs a few microseconds.
-fn pooled(machinery: Machinery, slots: u32, per_guest: usize, keep: usize) -> Config {
+fn pooled(kind: Kind, slots: u32, per_guest: usize, keep: usize) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(slots)
         .total_tables(slots.saturating_mul(PER_SLOT))
@@ -178,14 +264,14 @@ fn pooled(machinery: Machinery, slots: u32, per_guest: usize, keep: usize) -> Co
         .table_keep_resident(16 << 10)
         .async_stack_keep_resident(0)
         .pagemap_scan(Enabled::Auto);
-    let mut config = common(machinery);
+    let mut config = common(kind);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
 }
 
 /// Each memory is mapped when it is needed and no larger than needed, for where address space is short.
-fn on_demand(machinery: Machinery) -> Config {
-    let mut config = common(machinery);
+fn on_demand(kind: Kind) -> Config {
+    let mut config = common(kind);
     config
         .allocation_strategy(InstanceAllocationStrategy::OnDemand)
         .memory_reservation(16 << 20)
@@ -216,7 +302,7 @@ struct Ticker {
 }
 
 /// Held while a guest is at work.
-struct Watch(&'static Ticker);
+pub(super) struct Watch(&'static Ticker);
 
 impl Ticker {
     /// Starts the thread, unless it runs.
@@ -286,8 +372,11 @@ mod tests {
     #[test]
     fn both_ways_of_allocation_are_valid_configurations() {
         for machinery in [Machinery::Plain, Machinery::Concurrent] {
-            Engine::new(&pooled(machinery, 32, 1 << 20, 64 << 10)).unwrap();
-            Engine::new(&on_demand(machinery)).unwrap();
+            for metered in [false, true] {
+                let kind = Kind { machinery, metered };
+                Engine::new(&pooled(kind, 32, 1 << 20, 64 << 10)).unwrap();
+                Engine::new(&on_demand(kind)).unwrap();
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! Components for `wasi:http/service` 0.3, whose `handle` is asynchronous: tasks of the guest go on after it has
-//! returned a response, to write the body among others. Each request gets an instance of its own here too.
+//! returned a response, to write the body among others. An instance has one request at a time here, and many in its life.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
@@ -11,6 +12,7 @@ use wasmtime_wasi_http::{Error as HttpError, WasiBody, WasiHttpView as _};
 
 use super::exchange::{self, Slot};
 use super::host::ComponentHost;
+use super::instances::Instances;
 use super::run::Run;
 use super::{Shared, failure};
 use crate::event::{Body, Context, Failure, Reply};
@@ -18,22 +20,23 @@ use crate::event::{Body, Context, Failure, Reply};
 /// Tells the guest how the request's body ended.
 type Sent = Pin<Box<dyn Future<Output = Result<(), HttpError>> + Send>>;
 
-/// Gives `request` to a fresh instance.
+/// Gives `request` to an instance.
 pub(super) async fn http(
-    shared: &Shared,
-    pre: &ServicePre<ComponentHost>,
+    shared: &Arc<Shared>,
+    instances: &Arc<Instances<ServicePre<ComponentHost>>>,
     request: http::Request<Body>,
     context: &Context,
 ) -> Result<Reply, Failure> {
     let terms = shared.terms(context).await?;
-    let (mut store, log) = exchange::store(shared, context);
+    let mut place = instances.place(shared, context)?;
+    let log = place.log.clone();
     let request = absolute(exchange::request(request, context), context);
     let slot = Slot::default();
 
-    let (pre, filled, guest_log) = (pre.clone(), slot.clone(), log.clone());
+    let (shared, instances, filled) = (shared.clone(), instances.clone(), slot.clone());
     let guest = Box::pin(async move {
         let handled = async {
-            let guest = pre.instantiate_async(&mut store).await?;
+            let (guest, store) = place.guest(&instances.template).await?;
             store
                 .run_concurrent(async |accessor| {
                     let (request, sent) = accessor.with(|mut store| {
@@ -50,8 +53,11 @@ pub(super) async fn http(
                 .await?
         };
         match handled.await {
-            Ok(()) => Ok(()),
-            Err(error) => failure::ended(&error, &guest_log, store.data().limits.refused()),
+            Ok(()) => {
+                instances.give_back(&shared, place);
+                Ok(())
+            }
+            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused()),
         }
     });
     exchange::reply(Run::new(terms, guest), &slot, &log).await

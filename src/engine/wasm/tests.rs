@@ -79,6 +79,7 @@ async fn start_file(settings: &Settings, root: &Path, file: &str) -> Result<Arc<
         environment: [("GREETING".to_owned(), "hello".to_owned())].into(),
         routes: Vec::new(),
         messages: true,
+        wasm: Default::default(),
         why: String::new(),
     };
     start(&component, settings).await

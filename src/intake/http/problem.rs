@@ -1,9 +1,12 @@
 //! A failure as an HTTP client sees it: problem details (RFC 9457).
 
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response};
 
-use crate::event::{Body, Failure};
+use crate::event::{Body, Failure, FailureKind};
+
+/// What passes by itself, a full queue among it, may have passed after this many seconds.
+const RETRY_SECONDS: u16 = 1;
 
 /// The response for `failure`. Its message and traceback are in there only where `reveal` says so: they are the
 /// developer's, not the world's.
@@ -23,13 +26,23 @@ pub fn response(failure: &Failure, reveal: bool) -> Response<Body> {
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/problem+json");
     response.headers_mut().insert(CONTENT_TYPE, json);
+    if failure.kind == FailureKind::Unavailable {
+        response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS.into());
+    }
     response
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::FailureKind;
+
+    #[test]
+    fn what_passes_by_itself_says_when_to_try_again() {
+        let unavailable = Failure::new(FailureKind::Unavailable, "all places are taken");
+        assert_eq!(response(&unavailable, false).headers()[RETRY_AFTER], "1");
+        let broken = Failure::new(FailureKind::Program, "trapped");
+        assert!(!response(&broken, false).headers().contains_key(RETRY_AFTER));
+    }
 
     #[tokio::test]
     async fn shows_internals_only_where_asked() {

@@ -49,6 +49,12 @@ fn answer_request() -> io::Result<ExitCode> {
             "Content-Type: application/octet-stream\n",
             &std::fs::read(variable("QUERY_STRING"))?,
         ),
+        "/write" => {
+            let mut body = Vec::new();
+            io::stdin().read_to_end(&mut body)?;
+            std::fs::write(variable("QUERY_STRING"), body)?;
+            reply("204 No Content", "", b"")
+        }
         "/memory" => {
             let taken = take_memory_until_refused();
             reply(

@@ -1,0 +1,349 @@
+//! Requests that guests send: to hosts that the program names, over connections that are kept for the next request; to
+//! the program's other components (`self`), without a connection; to the guest API (`aleph`), over its Unix socket.
+//!
+//! ```text
+//! guest -> Hooks -> rules -+-> client -> connect (resolve, check, TCP or Unix socket, TLS) -> host
+//!                          \-> Loopback -> router -> another component
+//! ```
+
+pub(super) mod connect;
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{PathAndQuery, Uri};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
+use wasmtime_wasi_http::{
+    DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, RequestOptions, WasiBody, WasiHttpHooks,
+};
+
+use self::connect::{Connector, Unconnected};
+use super::host::wasi_body;
+use super::log::Log;
+use crate::engine::Loopback;
+use crate::event::{Body, Context, Event, Reply};
+use crate::program::sandbox::{HostRule, Scheme};
+
+/// Requests of one instance that may be under way at once.
+const OPEN: usize = 64;
+/// Components that one event may come through, each by a request of the one before.
+const DEPTH: u8 = 8;
+/// To connect, and then for the head of a reply, where the guest doesn't say.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Connections to one host that are kept between requests, and for how long.
+const KEPT: usize = 32;
+const KEPT_FOR: Duration = Duration::from_secs(30);
+/// The host that is the program itself, and the one that is the guest API.
+const PROGRAM: &str = "self";
+const ALEPH: &str = "aleph";
+
+type Sending<T> = Box<dyn Future<Output = Result<T, HttpError>> + Send>;
+type Answer = http::Response<WasiBody>;
+
+/// Where the guests of one program may send requests to, and the connections there.
+pub(super) struct Outgoing {
+    component: Arc<str>,
+    pub(super) rules: Arc<[HostRule]>,
+    loopback: Loopback,
+    /// The Unix socket of the guest API, where there is one.
+    guest_api: Option<PathBuf>,
+    client: OnceLock<Client<Connector, WasiBody>>,
+}
+
+impl Outgoing {
+    pub(super) fn new(
+        component: Arc<str>,
+        rules: Arc<[HostRule]>,
+        loopback: Loopback,
+        guest_api: Option<PathBuf>,
+    ) -> Self {
+        Self {
+            component,
+            rules,
+            loopback,
+            guest_api,
+            client: OnceLock::new(),
+        }
+    }
+
+    fn client(&self) -> &Client<Connector, WasiBody> {
+        self.client.get_or_init(|| {
+            let connector = Connector::new(self.rules.clone(), self.guest_api.clone());
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(KEPT_FOR)
+                .pool_max_idle_per_host(KEPT)
+                .build(connector)
+        })
+    }
+
+    /// Where a request goes.
+    ///
+    /// # Errors
+    /// The line of the manifest that would allow it.
+    fn way(&self, uri: &Uri) -> Result<Way, String> {
+        let host = uri.host().unwrap_or_default();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        for (name, rule, way) in [
+            (PROGRAM, HostRule::Program, Way::Program),
+            (ALEPH, HostRule::Aleph, Way::Host),
+        ] {
+            if bare == name && self.rules.contains(&rule) {
+                return Ok(way);
+            }
+        }
+        let https = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
+        let scheme = if https { Scheme::Https } else { Scheme::Http };
+        let usual = if https { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(usual);
+        if self.rules.iter().any(|rule| rule.names(bare) && rule.permits(scheme, port)) {
+            return Ok(Way::Host);
+        }
+        let port = if port == usual { String::new() } else { format!(":{port}") };
+        Err(match bare {
+            PROGRAM | ALEPH => bare.to_owned(),
+            _ => format!("{}://{host}{port}", scheme.as_str()),
+        })
+    }
+}
+
+enum Way {
+    Host,
+    Program,
+}
+
+/// A guest's own: what `wasi:http` asks of its host.
+pub(super) struct Hooks {
+    outgoing: Arc<Outgoing>,
+    log: Log,
+    /// Components that the event at hand has come through.
+    depth: u8,
+    /// Made for the first request.
+    open: Option<Arc<Semaphore>>,
+}
+
+impl Hooks {
+    pub(super) fn new(outgoing: Arc<Outgoing>, log: Log) -> Self {
+        Self {
+            outgoing,
+            log,
+            depth: 0,
+            open: None,
+        }
+    }
+
+    /// For another event.
+    pub(super) fn begin(&mut self, context: &Context) {
+        self.depth = context.depth;
+    }
+
+    fn send(&mut self, mut request: http::Request<WasiBody>, options: RequestOptions) -> Result<Sending<Answer>, HttpError> {
+        let way = self.outgoing.way(request.uri()).map_err(|line| {
+            let uri = request.uri();
+            self.log.refuse(&format!(
+                "refused the request to {uri}: {} is not granted that host; to allow it: hosts = [{line:?}] in \
+                 [components.{}.wasm] of polyinit.toml, or --allow-host {line}",
+                self.outgoing.component, self.outgoing.component
+            ));
+            HttpError::HttpRequestDenied
+        })?;
+        let open = self.open.get_or_insert_with(|| Arc::new(Semaphore::new(OPEN)));
+        let permit = open.clone().try_acquire_owned().map_err(|_| {
+            self.log
+                .refuse(&format!("refused a request: {OPEN} are under way already for one instance"));
+            HttpError::ConnectionLimitReached
+        })?;
+        match way {
+            Way::Host => {
+                let outgoing = self.outgoing.clone();
+                let log = self.log.clone();
+                Ok(Box::new(async move { outgoing.exchange(request, options, permit, &log).await }))
+            }
+            Way::Program => {
+                if self.depth >= DEPTH {
+                    return Err(HttpError::LoopDetected);
+                }
+                let path = request.uri().path_and_query().cloned();
+                let path = path.unwrap_or(PathAndQuery::from_static("/"));
+                *request.uri_mut() = Uri::from(path);
+                let mut event = Event::http(request.map(Body::stream));
+                event.context.depth = self.depth + 1;
+                let loopback = self.outgoing.loopback.clone();
+                Ok(Box::new(async move {
+                    let response = match loopback.handle(event).await {
+                        Ok(Reply::Http(response)) => response.map(wasi_body),
+                        Ok(Reply::Value(value)) => http::Response::new(wasi_body(value.into())),
+                        // As any client would see it; what it says may be said within the program.
+                        Err(failure) => {
+                            let mut response = http::Response::new(wasi_body(format!("{failure}\n").into()));
+                            *response.status_mut() = failure.kind.status();
+                            response
+                        }
+                    };
+                    Ok(response.map(|body| Received::body(body, permit, None)))
+                }))
+            }
+        }
+    }
+}
+
+impl WasiHttpHooks for Hooks {
+    fn is_forbidden_header(&mut self, name: &http::HeaderName) -> bool {
+        DEFAULT_FORBIDDEN_HEADERS.contains(name)
+    }
+
+    fn send_request(
+        &mut self,
+        request: http::Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _sent: Sending<()>,
+    ) -> Sending<(Answer, Sending<()>)> {
+        let sending = self.send(request, options.unwrap_or_default());
+        Box::new(async move {
+            let response = Box::into_pin(sending?).await?;
+            Ok((response, Box::new(async { Ok(()) }) as Sending<()>))
+        })
+    }
+
+    /// The most that a guest may write at once, in bytes.
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        32 << 10
+    }
+
+    /// Writes that wait for the client (and one more): all of a reply of 32 KiB from a guest that writes by the page.
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        7
+    }
+}
+
+impl Outgoing {
+    async fn exchange(
+        &self,
+        request: http::Request<WasiBody>,
+        options: RequestOptions,
+        permit: OwnedSemaphorePermit,
+        log: &Log,
+    ) -> Result<Answer, HttpError> {
+        let uri = request.uri().clone();
+        let patience = options.connect_timeout.unwrap_or(PATIENCE) + options.first_byte_timeout.unwrap_or(PATIENCE);
+        let sent = tokio::time::timeout(patience, self.client().request(request)).await;
+        match sent {
+            Err(_) => Err(HttpError::ConnectionReadTimeout),
+            Ok(Err(error)) => Err(tell(&error, &uri, log)),
+            Ok(Ok(response)) => Ok(response.map(|body| {
+                let body = body.map_err(HttpError::Hyper).boxed_unsync();
+                Received::body(body, permit, options.between_bytes_timeout)
+            })),
+        }
+    }
+}
+
+/// What went wrong, as `wasi:http` says it, and in the guest's log as it was.
+fn tell(error: &ClientError, uri: &Uri, log: &Log) -> HttpError {
+    let mut cause = error.source();
+    let mut deepest = error.to_string();
+    let mut known = None;
+    while let Some(this) = cause {
+        deepest = this.to_string();
+        if let Some(error) = this.downcast_ref::<Unconnected>() {
+            known = Some(error.as_http());
+            break;
+        }
+        cause = this.source();
+    }
+    log.refuse(&format!("the request to {uri} failed: {deepest}"));
+    known.unwrap_or(HttpError::ConnectionTerminated)
+}
+
+/// The body of a reply that a guest receives.
+struct Received {
+    body: WasiBody,
+    /// The most that may pass between two pieces.
+    patience: Option<Duration>,
+    waiting: Option<Pin<Box<Sleep>>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Received {
+    fn body(body: WasiBody, permit: OwnedSemaphorePermit, patience: Option<Duration>) -> WasiBody {
+        let received = Self {
+            body,
+            patience,
+            waiting: None,
+            _permit: permit,
+        };
+        received.boxed_unsync()
+    }
+}
+
+impl HttpBody for Received {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            self.waiting = None;
+            return Poll::Ready(frame);
+        }
+        let Some(patience) = self.patience else {
+            return Poll::Pending;
+        };
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        ready!(waiting.as_mut().poll(cx));
+        Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(rules: &[&str], uri: &str) -> Result<Way, String> {
+        let rules = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+        let outgoing = Outgoing::new("api".into(), rules, Loopback::default(), None);
+        outgoing.way(&uri.parse().unwrap())
+    }
+
+    #[test]
+    fn the_line_that_would_allow_a_request_does() {
+        for uri in [
+            "https://api.example.org/a?b",
+            "http://api.example.org:8080/",
+            "http://127.0.0.1:81/",
+            "https://[::1]/",
+            "http://self/x",
+            "http://aleph/api",
+        ] {
+            let line = way(&["https://other.example.org"], uri).err().unwrap();
+            assert!(way(&[&line], uri).is_ok(), "{uri}: {line}");
+        }
+    }
+
+    #[test]
+    fn a_host_called_self_is_none_unless_it_is_named() {
+        assert!(matches!(way(&["self"], "http://self/"), Ok(Way::Program)));
+        assert!(matches!(way(&["http://self"], "http://self/"), Ok(Way::Host)));
+        assert!(way(&["self"], "http://self.example.org/").is_err());
+    }
+}

@@ -18,3 +18,5 @@ mod serve;
 #[cfg(all(feature = "host", feature = "image"))]
 mod vm;
 mod wasm;
+mod wasm_grants;
+mod wasm_limits;

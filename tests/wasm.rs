@@ -1,5 +1,8 @@
 //! WebAssembly guests, built from their sources in wasm-examples.
 
+use polyinit::wire::{EventAnswer, Scope};
+
+use crate::host::{Guest, configuration_for};
 use crate::support::{Served, built};
 
 const CGI: [(&str, &str); 3] = [("go-cgi.wasm", "Go"), ("rust-cgi.wasm", "Rust"), ("c-cgi.wasm", "C")];
@@ -57,5 +60,91 @@ async fn plain_modules_by_the_cgi_convention() {
         );
         assert_eq!(app.get("/fail").await.status, 500, "{guest}");
         app.stop();
+    }
+}
+
+#[tokio::test]
+async fn a_rust_component_for_wasi_http_0_3() {
+    let app = Served::start(built("rust-service.wasm"), &["--timeout", "2"]);
+    assert!(app.output().contains("wasi:http/service 0.3"), "{}", app.output());
+    assert_eq!(app.get("/").await.text(), "Hello from a WASI 0.3 component\n");
+    let body: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 249) as u8).collect();
+    assert!(app.post("/echo", body.clone()).await.body == body);
+    assert_eq!(app.get("/stream").await.text().lines().count(), 10);
+    assert_eq!(app.get("/nowhere").await.status, 404);
+    let error = app.get("/error").await;
+    assert_eq!(error.status, 500);
+    assert!(error.text().contains("loop-detected") || error.text().contains("LoopDetected"), "{}", error.text());
+    let trapped = app.get("/panic").await;
+    assert_eq!(trapped.status, 500);
+    assert!(trapped.json()["traceback"].as_str().is_some(), "{}", trapped.text());
+    let (spun, meanwhile) = tokio::join!(app.get("/spin"), app.get("/"));
+    assert_eq!((spun.status, meanwhile.status), (504, 200));
+    app.stop();
+}
+
+#[tokio::test]
+async fn an_instance_has_as_many_events_as_it_may() {
+    for (guest, flags, expected) in [
+        ("rust-service.wasm", &[][..], ["1", "2", "3", "4"]),
+        ("rust-service.wasm", &["--reuse", "2"], ["1", "2", "1", "2"]),
+        ("rust-http.wasm", &[], ["1", "1", "1", "1"]),
+        ("rust-http.wasm", &["--reuse", "3"], ["1", "2", "3", "1"]),
+    ] {
+        let app = Served::start(built(guest), flags);
+        let mut counts = Vec::new();
+        for _ in 0..4 {
+            counts.push(app.get("/count").await.text().trim().to_owned());
+        }
+        assert_eq!(counts, expected, "{guest} {flags:?}");
+        app.stop();
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_failed_has_no_more_events() {
+    for guest in ["rust-http.wasm", "rust-service.wasm"] {
+        let app = Served::start(built(guest), &["--reuse", "100"]);
+        assert_eq!(app.get("/count").await.text(), "1\n");
+        assert_eq!(app.get("/panic").await.status, 500);
+        assert_eq!(app.get("/count").await.text(), "1\n");
+        app.stop();
+    }
+}
+
+fn message(body: &str) -> Scope {
+    Scope::Message(body.into())
+}
+
+fn value(answer: &EventAnswer) -> serde_json::Value {
+    match answer {
+        EventAnswer::Value(value) => serde_json::from_slice(value).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn messages_come_to_a_component_that_takes_requests_too() {
+    let guest = Guest::start(&[]).await;
+    let program = configuration_for(&built("rust-message.wasm"), "executable", "rust-message.wasm");
+    guest.configure(&program).await;
+    let answer = guest.event(&message(r#"{"type": "POST"}"#)).await;
+    assert_eq!(value(&answer)["bytes"], 16);
+    assert!(format!("{:?}", guest.get("/").await).contains("Send me messages"));
+    let failed = format!("{:?}", guest.event(&message(r#"{"type": "fail"}"#)).await);
+    assert!(failed.contains("could not handle the message: this message asked for a failure"), "{failed}");
+    let trapped = format!("{:?}", guest.event(&message(r#"{"type": "panic"}"#)).await);
+    assert!(trapped.contains("the guest trapped"), "{trapped}");
+    guest.stop().await;
+}
+
+#[tokio::test]
+async fn messages_come_to_plain_modules_on_stdin() {
+    for (file, language) in [("rust-cgi.wasm", "rust"), ("go-cgi.wasm", "go")] {
+        let guest = Guest::start(&[]).await;
+        guest.configure(&configuration_for(&built(file), "executable", file)).await;
+        let answer = value(&guest.event(&message(r#"{"type": "POST"}"#)).await);
+        assert_eq!((answer["language"].as_str(), answer["bytes"].as_u64()), (Some(language), Some(16)));
+        guest.stop().await;
     }
 }

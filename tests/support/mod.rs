@@ -43,6 +43,13 @@ impl Served {
         client::send(&self.address, request, body.into()).await
     }
 
+    /// Its memory, in bytes (proc_pid_status(5), VmRSS).
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    }
+
     /// Everything it has printed so far.
     pub fn output(&self) -> String {
         self.running.output()

@@ -79,6 +79,10 @@ impl Running {
         }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn interrupt(&self) {
         self.signal(Signal::SIGINT);
     }

@@ -3,21 +3,32 @@
 //! A file is named after the hash of the Wasm, what the compiler depends on (its version, its settings, this
 //! machine's processor) and the checksum of its own content, so that one `rename` puts it in place whole, and a file
 //! that was cut or changed by accident is seen for what it is. Whoever can write to the directory on purpose can run
-//! code in this process: it has to be ours alone.
+//! code in this process: it has to be ours alone. What nobody has used for longest goes when there is too much.
 
 use std::fs::{self, DirBuilder, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 
+/// The most that a cache holds, in bytes; a large program, Python's interpreter for one, is some fifty megabytes.
+const LIMIT: u64 = 1 << 30;
+/// A file that was begun and is still not whole after this long is one that nobody finishes.
+const ABANDONED: Duration = Duration::from_secs(3600);
+/// What ours end in.
+const EXTENSION: &str = ".cwasm";
+/// What files begin with that are not whole yet.
+const UNFINISHED: &str = ".unfinished-";
+
 /// A directory of compiled Wasm.
 pub(super) struct Cache {
     directory: PathBuf,
+    limit: u64,
 }
 
 /// What a compiled file is made from: its name but for the checksum.
@@ -50,6 +61,7 @@ impl Cache {
         }
         Ok(Self {
             directory: directory.to_owned(),
+            limit: LIMIT,
         })
     }
 
@@ -58,9 +70,10 @@ impl Cache {
         let entries = fs::read_dir(&self.directory).ok()?;
         entries.flatten().find_map(|entry| {
             let name = entry.file_name();
-            let checksum = name.to_str()?.strip_prefix(&key.0)?.strip_suffix(".cwasm")?;
+            let checksum = name.to_str()?.strip_prefix(&key.0)?.strip_suffix(EXTENSION)?;
             let path = entry.path();
             if checksum_of(&path).is_ok_and(|found| found == checksum) {
+                mark_used(&path);
                 return Some(path);
             }
             self.remove(&path, "it is not what was written there");
@@ -70,13 +83,50 @@ impl Cache {
 
     /// Keeps `compiled` for the next run.
     pub(super) fn keep(&self, key: &Key, compiled: &[u8]) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.directory)?;
         file.write_all(compiled)?;
         let mut checksum = Checksum::default();
         checksum.update(compiled);
-        let name = format!("{}{}.cwasm", key.0, checksum.finish());
-        file.persist(self.directory.join(name))?;
+        let path = self.directory.join(format!("{}{}{EXTENSION}", key.0, checksum.finish()));
+        file.persist(&path)?;
+        self.trim(&path);
         Ok(())
+    }
+
+    /// Removes what was used longest ago until the rest is within the limit, and what others left unfinished. `newest`
+    /// stays however large it is: it is in use.
+    fn trim(&self, newest: &Path) {
+        let Ok(entries) = fs::read_dir(&self.directory) else {
+            return;
+        };
+        let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
+        for entry in entries.flatten() {
+            let (Ok(metadata), name) = (entry.metadata(), entry.file_name()) else {
+                continue;
+            };
+            let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            let name = name.to_string_lossy();
+            if name.starts_with(UNFINISHED) {
+                if used.elapsed().is_ok_and(|age| age > ABANDONED) {
+                    let _ = fs::remove_file(entry.path());
+                }
+            } else if name.ends_with(EXTENSION) && entry.path() != newest {
+                files.push((used, metadata.len(), entry.path()));
+            }
+        }
+        files.sort();
+        let newest = fs::metadata(newest).map_or(0, |metadata| metadata.len());
+        let mut total = files.iter().map(|(_, length, _)| length).sum::<u64>() + newest;
+        for (_, length, path) in files {
+            if total <= self.limit {
+                break;
+            }
+            // A process that has it mapped keeps it.
+            if fs::remove_file(&path).is_ok() {
+                tracing::debug!("removed {} from the cache, which was full", path.display());
+            }
+            total -= length;
+        }
     }
 
     /// Removes a file that is of no use, so that it is made anew.
@@ -100,6 +150,13 @@ impl Checksum {
 
     fn finish(self) -> String {
         format!("{:x}-{:08x}", self.1, self.0.finalize())
+    }
+}
+
+/// So that it is not taken for one that nobody needs. A cache that can be read and not changed is of use all the same.
+fn mark_used(path: &Path) {
+    if let Ok(file) = File::open(path) {
+        let _ = file.set_modified(SystemTime::now());
     }
 }
 
@@ -145,6 +202,30 @@ mod tests {
         fs::write(&path, b"compiles").unwrap();
         assert!(cache.find(&key).is_none());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_goes_when_there_is_too_much() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cache = Cache::open(directory.path()).unwrap();
+        cache.limit = 250;
+        let engine = Engine::default();
+        let keys = [b"one", b"two", b"six"].map(|wasm| Key::new(wasm, &engine));
+        let abandoned = directory.path().join(format!("{UNFINISHED}x"));
+        let aged = |path: &Path, seconds| {
+            let then = SystemTime::now() - Duration::from_secs(seconds);
+            File::options().create(true).append(true).open(path).unwrap().set_modified(then).unwrap();
+        };
+        aged(&abandoned, 2 * ABANDONED.as_secs());
+        for (key, age) in keys[..2].iter().zip([20, 10]) {
+            cache.keep(key, &[7; 100]).unwrap();
+            aged(&cache.find(key).unwrap(), age);
+        }
+        // The first was the oldest, and is used.
+        assert!(cache.find(&keys[0]).is_some());
+        cache.keep(&keys[2], &[7; 100]).unwrap();
+        assert_eq!(keys.map(|key| cache.find(&key).is_some()), [true, false, true]);
+        assert!(!abandoned.exists());
     }
 
     #[test]

@@ -178,6 +178,7 @@ impl Command {
         let grants = &shared.grants;
         let mut wasi = grants.wasi(environment, Some(stdin.clone()), stdout.clone(), stderr.clone())?;
         wasi.arg(&*shared.component);
+        let fuel = shared.fuel;
         Ok(match self {
             Self::Module { pre, start } => {
                 let (pre, start) = (pre.clone(), *start);
@@ -196,7 +197,7 @@ impl Command {
                     };
                     match ran.await {
                         Ok(()) => Ok(()),
-                        Err(error) => failure::ended(&error, &stderr, store.data().limits.refused()),
+                        Err(error) => failure::ended(&error, &stderr, store.data().limits.refused(), fuel),
                     }
                 })
             }
@@ -212,7 +213,7 @@ impl Command {
                     match ran.await {
                         Ok(Ok(())) => Ok(()),
                         Ok(Err(())) => Err(failure::exited(1, &stderr)),
-                        Err(error) => failure::ended(&error, &stderr, store.data().limits.refused()),
+                        Err(error) => failure::ended(&error, &stderr, store.data().limits.refused(), fuel),
                     }
                 })
             }

@@ -5,10 +5,18 @@ use wasmtime_wasi::I32Exit;
 
 use super::limits::Refused;
 use super::log::Log;
+use super::runtime::STACK;
 use crate::event::{Failure, FailureKind};
 
 /// The guest's way out: `Ok` where it called `exit(0)`, else what is wrong.
-pub(super) fn ended(error: &wasmtime::Error, log: &Log, refused: Option<Refused>) -> Result<(), Failure> {
+///
+/// `refused` is the last memory that it asked for in vain, `fuel` what it had where that is counted.
+pub(super) fn ended(
+    error: &wasmtime::Error,
+    log: &Log,
+    refused: Option<Refused>,
+    fuel: Option<u64>,
+) -> Result<(), Failure> {
     if let Some(I32Exit(code)) = error.downcast_ref() {
         return match code {
             0 => Ok(()),
@@ -25,6 +33,14 @@ pub(super) fn ended(error: &wasmtime::Error, log: &Log, refused: Option<Refused>
         ));
     }
     let mut message = match error.downcast_ref::<Trap>() {
+        Some(Trap::OutOfFuel) => {
+            let fuel = fuel.unwrap_or_default();
+            format!("the guest used up the {fuel} units of fuel that an event may use; `fuel` and --fuel set how many")
+        }
+        Some(Trap::StackOverflow) => format!(
+            "the guest trapped: its calls nest deeper than its stack of {} KiB holds; an endless recursion?",
+            STACK >> 10
+        ),
         Some(trap) => {
             let trap = trap.to_string();
             format!("the guest trapped: {}", trap.trim_start_matches("wasm trap: "))

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
@@ -15,6 +17,9 @@ use crate::engine::StartError;
 
 /// The largest file that is tried, in bytes; compiling takes some twenty times as much memory.
 const FILE_LIMIT: u64 = 512 << 20;
+
+/// How long a compilation may take without a word.
+const LONG: Duration = Duration::from_secs(1);
 
 /// What a component for `wasi:http/service` 0.3 exports.
 pub(super) const SERVICE: &str = "wasi:http/handler@0.3";
@@ -80,7 +85,16 @@ impl<'a> Source<'a> {
     pub(super) fn load(&self, engine: &Engine, cache: Option<&Path>) -> Result<Code, StartError> {
         let Self { path, bytes } = self;
         match form(bytes) {
-            Some(Form::Elf) => precompiled(engine, path, bytes),
+            Some(Form::Elf) => match precompiled(engine, path, bytes) {
+                Ok(code) => Ok(code),
+                Err(error) => match source_of(path) {
+                    Some(source) => {
+                        tracing::warn!("{error}; compiling {}, which is there, too", source.display());
+                        Source::read(&source)?.load(engine, cache)
+                    }
+                    None => Err(error),
+                },
+            },
             Some(form) => {
                 if let Some(code) = compiled_ahead(engine, path, bytes, form) {
                     return Ok(code);
@@ -123,6 +137,17 @@ impl<'a> Source<'a> {
 fn place_ahead_of(path: &Path, wasm: &[u8]) -> PathBuf {
     let hash = HEXLOWER.encode(&Sha256::digest(wasm)[..8]);
     path.with_extension(format!("{hash}.cwasm"))
+}
+
+/// The Wasm that a `.cwasm` was made from, if it stands beside it: `hello.wasm` for `hello.cwasm`, and for the name that
+/// [`Source::place_ahead`] gives.
+fn source_of(compiled: &Path) -> Option<PathBuf> {
+    let stem = compiled.file_stem().map(Path::new)?;
+    let beside = |name: &Path| compiled.with_file_name(name.with_added_extension("wasm"));
+    [beside(stem), beside(Path::new(stem.file_stem()?))]
+        .into_iter()
+        .find(|path| path != compiled && path.is_file())
+        .filter(|path| Source::read(path).is_ok_and(|source| form(&source.bytes).is_some_and(|form| form != Form::Elf)))
 }
 
 /// The code that was made ahead, if it is there and of use here.
@@ -176,14 +201,14 @@ fn compiled(engine: &Engine, path: &Path, wasm: &[u8], form: Form, cache: Option
         }
     }
 
-    let started = std::time::Instant::now();
+    let progress = Progress::begin(path, wasm.len());
     let invalid = |error: wasmtime::Error| StartError::new(format!("{} can't be compiled: {error:#}", path.display()));
     let code = if form == Form::Component {
         Component::new(engine, wasm).map(Code::Component).map_err(invalid)?
     } else {
         Module::new(engine, wasm).map(Code::Module).map_err(invalid)?
     };
-    tracing::debug!("compiled {} in {:?}", path.display(), started.elapsed());
+    progress.end(path);
 
     if let Some((cache, key)) = &cached {
         let serialized = match &code {
@@ -198,6 +223,40 @@ fn compiled(engine: &Engine, path: &Path, wasm: &[u8], form: Form, cache: Option
         }
     }
     Ok(code)
+}
+
+/// Tells those who wait what they wait for, once it takes long.
+struct Progress {
+    began: Instant,
+    /// Dropped at the end.
+    _running: mpsc::Sender<()>,
+}
+
+impl Progress {
+    fn begin(path: &Path, length: usize) -> Self {
+        let (running, ended) = mpsc::channel::<()>();
+        let shown = path.display().to_string();
+        let told = move || {
+            if ended.recv_timeout(LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
+                tracing::info!("compiling {shown} ({} KiB), which takes a moment the first time", length >> 10);
+            }
+        };
+        // Without a thread nothing is told, and nothing else is amiss.
+        let _ = std::thread::Builder::new().name("wasm-progress".into()).spawn(told);
+        Self {
+            began: Instant::now(),
+            _running: running,
+        }
+    }
+
+    fn end(self, path: &Path) {
+        let took = self.began.elapsed();
+        if took >= LONG {
+            tracing::info!("compiled {} in {:.1} s", path.display(), took.as_secs_f64());
+        } else {
+            tracing::debug!("compiled {} in {took:?}", path.display());
+        }
+    }
 }
 
 /// A file that was compiled ahead of time.
@@ -315,6 +374,23 @@ mod tests {
         assert!(Source::read(&wasm).unwrap().load(&engine, Some(&cache)).is_ok());
         assert_eq!(files(), kept);
         assert!(std::fs::metadata(&kept[0]).unwrap().len() > 7);
+    }
+
+    #[test]
+    fn code_of_no_use_is_compiled_again_from_what_it_was_made_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let wasm = wat::parse_str("(module)").unwrap();
+        let mut other = wasmtime::Config::new();
+        other.consume_fuel(true);
+        let other = Engine::new(&other).unwrap().precompile_module(&wasm).unwrap();
+        for name in ["hello.cwasm", "hello.0123456789abcdef.cwasm"] {
+            let compiled = directory.path().join(name);
+            std::fs::write(&compiled, &other).unwrap();
+            let _ = std::fs::remove_file(directory.path().join("hello.wasm"));
+            assert!(load(&Engine::default(), &compiled).is_err());
+            std::fs::write(directory.path().join("hello.wasm"), &wasm).unwrap();
+            assert!(matches!(load(&Engine::default(), &compiled), Ok(Code::Module(_))), "{name}");
+        }
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub(super) async fn message(
                 let _ = answer_sender.send(answer);
                 Ok(())
             }
-            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused()),
+            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused(), shared.fuel),
         }
     });
     Run::new(terms, guest).await?;

@@ -29,7 +29,7 @@ const WARM_SLOTS: u32 = 16;
 /// Events that wait for a slot at once.
 const QUEUE: usize = 1024;
 /// The stack of one guest, in bytes: a megabyte is what native programs have that recurse as deep.
-const STACK: usize = 1 << 20;
+pub(super) const STACK: usize = 1 << 20;
 /// The share of the machine's memory that one warm slot may keep, one part in this many: all of them one in 128.
 const KEPT_SHARE: usize = 2048;
 

@@ -57,7 +57,7 @@ pub(super) async fn http(
                 instances.give_back(&shared, place);
                 Ok(())
             }
-            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused()),
+            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused(), shared.fuel),
         }
     });
     exchange::reply(Run::new(terms, guest), &slot, &log).await

@@ -1,6 +1,7 @@
 //! A `wasi:http/proxy` component: the host calls `handle` once for each request and lends it the request and a place for the response.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::types::{Fields, IncomingRequest, Method, OutgoingBody, OutgoingResponse, ResponseOutparam};
@@ -38,6 +39,11 @@ fn route(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()>
         "/cookies" => {
             let cookies = [TEXT, ("set-cookie", "a=1; Path=/"), ("set-cookie", "b=2; Path=/")];
             reply(response, 200, &cookies, b"two cookies\n")
+        }
+        "/count" => {
+            static REQUESTS: AtomicU32 = AtomicU32::new(0);
+            let count = REQUESTS.fetch_add(1, Ordering::Relaxed) + 1;
+            reply(response, 200, &[TEXT], format!("{count}\n").as_bytes())
         }
         "/memory" => {
             let taken = take_memory_until_refused();

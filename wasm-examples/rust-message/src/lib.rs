@@ -33,7 +33,7 @@ impl incoming_handler::Guest for Component {
         let Ok(body) = head.body() else { return };
         ResponseOutparam::set(response, Ok(head));
         let Ok(mut stream) = body.write() else { return };
-        if stream.write_all(b"Send me messages\n").and_then(|()| stream.flush()).is_err() {
+        if stream.write_all(b"Send me messages\n").and_then(|()| Write::flush(&mut stream)).is_err() {
             return; // The client is gone.
         }
         drop(stream);

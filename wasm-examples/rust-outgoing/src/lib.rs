@@ -106,7 +106,7 @@ fn exchange(address: IpAddress, port: u16, words: &[u8]) -> Result<Vec<u8>, Stri
     let (mut input, mut output) = socket.finish_connect().map_err(told)?;
     let mut talk = || -> io::Result<Vec<u8>> {
         output.write_all(words)?;
-        output.flush()?;
+        Write::flush(&mut output)?;
         let mut answer = Vec::new();
         input.read_to_end(&mut answer)?;
         Ok(answer)
@@ -120,7 +120,7 @@ fn reply(response: ResponseOutparam, status: u16, text: &[u8]) {
     let Ok(body) = head.body() else { return };
     ResponseOutparam::set(response, Ok(head));
     let Ok(mut stream) = body.write() else { return };
-    if stream.write_all(text).and_then(|()| stream.flush()).is_err() {
+    if stream.write_all(text).and_then(|()| Write::flush(&mut stream)).is_err() {
         return; // The client is gone.
     }
     drop(stream);

@@ -8,6 +8,37 @@ use crate::support::{Served, built};
 const CGI: [(&str, &str); 3] = [("go-cgi.wasm", "Go"), ("rust-cgi.wasm", "Rust"), ("c-cgi.wasm", "C")];
 
 #[tokio::test]
+async fn components_in_python_and_javascript() {
+    for (guest, language, failing) in [
+        ("python-http.wasm", "Python", "/raise"),
+        ("js-http.wasm", "JavaScript", "/throw"),
+    ] {
+        let app = Served::start(built(guest), &[]);
+        assert_eq!(app.get("/").await.text(), format!("Hello from {language}\n"));
+        let body: Vec<u8> = (0..300_000_u32).map(|at| (at % 249) as u8).collect();
+        assert!(app.post("/echo", body.clone()).await.body == body, "{guest}");
+        assert_eq!(app.get("/nowhere").await.status, 404, "{guest}");
+        let headers = app.get("/headers?a=%20b").await.json();
+        assert!(headers["query"].as_str().unwrap().ends_with("a=%20b"), "{headers}");
+        assert_eq!(app.get(failing).await.status, 500, "{guest}");
+        assert!(app.output().contains(&format!("asked to {}", &failing[1..])), "{}", app.output());
+        app.stop();
+    }
+}
+
+#[tokio::test]
+async fn assemblyscript_by_the_cgi_convention() {
+    let app = Served::start(built("as-cgi.wasm"), &[]);
+    assert_eq!(app.get("/").await.text(), "Hello from AssemblyScript by way of CGI\n");
+    let body: Vec<u8> = (0..300_000_u32).map(|at| (at % 249) as u8).collect();
+    assert!(app.post("/echo", body.clone()).await.body == body);
+    assert_eq!(app.get("/nowhere").await.status, 404);
+    let failed = app.get("/fail").await;
+    assert!(failed.text().contains("exited with status 3; its last line on stderr: as-cgi: asked to fail"), "{}", failed.text());
+    app.stop();
+}
+
+#[tokio::test]
 async fn a_rust_component_for_wasi_http() {
     let app = Served::start(built("rust-http.wasm"), &["--timeout", "2"]);
     assert!(app.output().contains("wasi:http/proxy"), "{}", app.output());
@@ -140,7 +171,7 @@ async fn messages_come_to_a_component_that_takes_requests_too() {
 
 #[tokio::test]
 async fn messages_come_to_plain_modules_on_stdin() {
-    for (file, language) in [("rust-cgi.wasm", "rust"), ("go-cgi.wasm", "go")] {
+    for (file, language) in [("rust-cgi.wasm", "rust"), ("go-cgi.wasm", "go"), ("as-cgi.wasm", "assemblyscript")] {
         let guest = Guest::start(&[]).await;
         guest.configure(&configuration_for(&built(file), "executable", file)).await;
         let answer = value(&guest.event(&message(r#"{"type": "POST"}"#)).await);

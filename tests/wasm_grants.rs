@@ -211,3 +211,10 @@ async fn what_can_not_be_granted_is_told_before_the_first_event() {
         assert!(!status.success() && output.contains(expected), "{flags:?}: {output}");
     }
 }
+
+#[tokio::test]
+async fn a_command_has_the_arguments_that_are_named() {
+    let app = Served::start(built("rust-cgi.wasm"), &["--arg", "one", "--arg", "--two"]);
+    assert_eq!(app.get("/arguments").await.text(), "one\n--two\n");
+    app.stop();
+}

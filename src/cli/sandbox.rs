@@ -20,6 +20,10 @@ pub struct SandboxArgs {
     #[arg(long = "allow-host", value_name = "HOST")]
     hosts: Vec<HostRule>,
 
+    /// An argument for guests that are commands; may be given again
+    #[arg(long = "arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    arguments: Vec<String>,
+
     /// Events that one instance has before it is replaced [default: 1, and 128 for WASI 0.3]
     #[arg(long, value_name = "EVENTS")]
     reuse: Option<NonZeroU32>,
@@ -42,6 +46,7 @@ impl SandboxArgs {
         let said = Sandbox {
             directories: self.directories.clone(),
             hosts: self.hosts.clone(),
+            arguments: self.arguments.clone(),
             reuse: self.reuse,
             memory: self.memory,
             fuel: self.fuel,
@@ -59,7 +64,7 @@ impl SandboxArgs {
         }
         let whys: Vec<&str> = components.iter().map(|component| component.why.as_str()).collect();
         Err(format!(
-            "--allow-dir, --allow-host, --reuse, --memory and --fuel are for WebAssembly, and there is none here: {}",
+            "--allow-dir, --allow-host, --arg, --reuse, --memory and --fuel are for WebAssembly, and there is none here: {}",
             whys.join("; ")
         )
         .into())

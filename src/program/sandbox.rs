@@ -22,6 +22,9 @@ pub struct Sandbox {
     /// Where it may connect and send requests to.
     #[serde(default)]
     pub hosts: Vec<HostRule>,
+    /// Arguments of a command, after its name.
+    #[serde(default)]
+    pub arguments: Vec<String>,
     /// Events that one instance has before it is replaced; 1 is a fresh instance for each.
     pub reuse: Option<NonZeroU32>,
     /// The most linear memory of one instance, in MiB.
@@ -42,6 +45,7 @@ impl Sandbox {
     pub fn extend(&mut self, other: &Self) {
         self.directories.extend_from_slice(&other.directories);
         self.hosts.extend_from_slice(&other.hosts);
+        self.arguments.extend_from_slice(&other.arguments);
         self.reuse = other.reuse.or(self.reuse);
         self.memory = other.memory.or(self.memory);
         self.fuel = other.fuel.or(self.fuel);

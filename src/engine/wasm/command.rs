@@ -177,7 +177,7 @@ impl Command {
         let stderr = stderr.clone();
         let grants = &shared.grants;
         let mut wasi = grants.wasi(environment, Some(stdin.clone()), stdout.clone(), stderr.clone())?;
-        wasi.arg(&*shared.component);
+        wasi.arg(&*shared.component).args(&grants.arguments);
         let fuel = shared.fuel;
         Ok(match self {
             Self::Module { pre, start } => {

@@ -26,6 +26,8 @@ pub(super) struct Grants {
     pub(super) component: Arc<str>,
     pub(super) environment: Vec<(String, String)>,
     pub(super) directories: Vec<Directory>,
+    /// A command's, after its name.
+    pub(super) arguments: Vec<String>,
     pub(super) outgoing: Arc<Outgoing>,
     /// Whether the guest knows of sockets at all.
     pub(super) sockets: bool,

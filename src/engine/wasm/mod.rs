@@ -107,6 +107,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
             component: name,
             environment: environment(component, settings),
             directories: sandbox.directories.clone(),
+            arguments: sandbox.arguments.clone(),
             outgoing: Arc::new(outgoing),
             sockets: linked.sockets,
         },

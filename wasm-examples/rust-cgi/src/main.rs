@@ -49,6 +49,10 @@ fn answer_request() -> io::Result<ExitCode> {
             "Content-Type: application/octet-stream\n",
             &std::fs::read(variable("QUERY_STRING"))?,
         ),
+        "/arguments" => {
+            let arguments: String = env::args().skip(1).map(|argument| argument + "\n").collect();
+            reply("200 OK", "Content-Type: text/plain\n", arguments.as_bytes())
+        }
         "/write" => {
             let mut body = Vec::new();
             io::stdin().read_to_end(&mut body)?;

@@ -58,10 +58,13 @@ class Channel:
 
     def __init__(self, sock):
         self.sock = sock
+        # Read into again and again: a new buffer of this size for each read would be mapped and unmapped each time.
+        self.buffer = memoryview(bytearray(READ_BYTES))
         self.rest = b""
         self.out = []
         self.unsent = b""
         self.loop = None
+        self.reading = False
         self.writing = False
         self.waiters = []
 
@@ -88,22 +91,32 @@ class Channel:
 
     def readable(self):
         try:
-            data = self.sock.recv(READ_BYTES)
+            count = self.sock.recv_into(self.buffer)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self.loop.remove_reader(self.sock.fileno())
             self.on_end()
             return
+        data = self.buffer[:count]
         if self.rest:
-            data = self.rest + data
+            data = memoryview(b"".join((self.rest, data)))
             self.rest = b""
         self.parse(data)
 
     def parse(self, data):
-        view = memoryview(data)
+        """Gives every whole frame away, and then sends in one write what that led to."""
+        self.reading = True
+        try:
+            self.deal(data)
+        finally:
+            self.reading = False
+            if self.out:
+                self.flush()
+
+    def deal(self, data):
         position, end = 0, len(data)
         on_frame, unpack, size = self.on_frame, HEADER.unpack_from, HEADER.size
         while end - position >= size:
@@ -112,19 +125,19 @@ class Channel:
             if end - begin < length:
                 break
             position = begin + length
-            on_frame(kind, stream, view[begin:position])
+            on_frame(kind, stream, data[begin:position])
         if position < end:
-            self.rest = data[position:]
+            self.rest = bytes(data[position:])
 
     def write(self, kind, stream, payload=b""):
-        if not self.out:
+        if not self.out and not self.reading:
             self.loop.call_soon(self.flush)
         self.out.append(HEADER.pack(len(payload), stream, kind))
         if payload:
             self.out.append(payload)
 
     def flush(self):
-        if self.writing:
+        if self.writing or not self.out:
             return
         data = b"".join(self.out) if not self.unsent else b"".join([self.unsent, *self.out])
         self.out.clear()
@@ -443,6 +456,7 @@ class Worker:
         self.exchanges = {}
         self.app = None
         self.loop = None
+        self.ready = ()
         self.lifespan = None
         self.stopping = False
         self.idle = None
@@ -492,7 +506,13 @@ class Worker:
 
     def begin(self, exchange, scope):
         self.exchanges[exchange.stream] = exchange
+        # The first step of a task waits for the loop's next turn. It is run at once where that can be had, as Python
+        # 3.12's eager tasks are (whose task the program would not find among all tasks): most events end in it.
+        ready = self.ready
+        before = len(ready)
         exchange.task = self.loop.create_task(exchange.run(scope))
+        if len(ready) == before + 1:
+            ready.pop()._run()
 
     def forget(self, exchange):
         self.exchanges.pop(exchange.stream, None)
@@ -526,6 +546,7 @@ class Worker:
         self.loop = loop = event_loop_for(load, self.loop)
         asyncio.set_event_loop(loop)
         self.channel.loop = loop
+        self.ready = getattr(loop, "_ready", ())
         try:
             name, self.app = find(load)
             self.lifespan = Lifespan(self.app, loop)

@@ -6,7 +6,9 @@
 //! others.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,11 +18,11 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame as BodyFrame};
 use http_body_util::BodyExt;
-use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::frame::{self, Frame, FrameError, Kind, PIECE, WINDOW};
+use super::socket::Socket;
 use super::{Fault, Language, ReplyHead};
 use crate::event::{Body, BodyError, Event, Failure, FailureKind, Input, Reply};
 
@@ -33,7 +35,7 @@ const READ: usize = 64 << 10;
 /// The host's end of the socketpair, shared by all who have events with the worker.
 pub struct Channel {
     language: Arc<dyn Language>,
-    socket: UnixStream,
+    socket: Socket,
     outgoing: Mutex<BytesMut>,
     /// What was read and is no whole frame yet. Locked by whoever runs the channel.
     incoming: tokio::sync::Mutex<BytesMut>,
@@ -59,6 +61,7 @@ struct Streams {
 
 /// What is known here of one event that the worker has.
 struct Stream {
+    began: Instant,
     state: State,
     /// Permits are bytes of the request's body that may still be sent; `None` where it went whole.
     window: Option<Arc<Semaphore>>,
@@ -97,10 +100,14 @@ pub enum ChannelError {
 impl Channel {
     /// Takes the host's end, and returns with the channel the worker's first word: what was found in the program, or
     /// why it can't be started.
+    ///
+    /// # Errors
+    /// Where the socket can't be watched: epoll_ctl(2).
     pub fn new(
         language: Arc<dyn Language>,
         socket: UnixStream,
-    ) -> (Arc<Self>, oneshot::Receiver<Result<Bytes, Fault>>) {
+    ) -> io::Result<(Arc<Self>, oneshot::Receiver<Result<Bytes, Fault>>)> {
+        let socket = Socket::new(socket)?;
         let (start, started) = oneshot::channel();
         let channel = Arc::new(Self {
             language,
@@ -116,7 +123,7 @@ impl Channel {
             heard: AtomicU64::new(0),
             sign_of_life: Notify::new(),
         });
-        (channel, started)
+        Ok((channel, started))
     }
 
     /// Reads and writes until the channel ends; says why it did. May be dropped and run again; whoever sees it end calls
@@ -199,6 +206,41 @@ impl Channel {
         tokio::time::timeout(patience, heard).await.is_ok()
     }
 
+    /// Ends the events whose reply has not begun after `limit` with `failure`, for as long as this is polled. One timer
+    /// for all of them: one for each would cost every event a wake-up of the event loop.
+    pub async fn expire(&self, limit: Duration, failure: &Failure) -> Infallible {
+        loop {
+            // What comes later than now has its time until after that.
+            let next = self.expire_now(limit, failure).unwrap_or_else(Instant::now) + limit;
+            tokio::time::sleep_until(next.into()).await;
+        }
+    }
+
+    /// Ends the events that are too old, and says when the oldest one of the others began.
+    fn expire_now(&self, limit: Duration, failure: &Failure) -> Option<Instant> {
+        let waiting = |stream: &Stream| matches!(stream.state, State::Waiting(_));
+        let late: Vec<u32> = {
+            let streams = self.streams();
+            let late = |stream: &Stream| waiting(stream) && stream.began.elapsed() >= limit;
+            streams
+                .open
+                .iter()
+                .filter(|(_, stream)| late(stream))
+                .map(|(id, _)| *id)
+                .collect()
+        };
+        for stream in late {
+            self.finish_and_cancel(stream, failure.clone());
+        }
+        let streams = self.streams();
+        streams
+            .open
+            .values()
+            .filter(|stream| waiting(stream))
+            .map(|stream| stream.began)
+            .min()
+    }
+
     /// Ends every event that the worker still has with `failure`, as well as all that come later.
     pub fn close(&self, failure: &Failure) {
         let (open, start) = {
@@ -250,6 +292,7 @@ impl Channel {
         }
         let id = streams.last;
         let stream = Stream {
+            began: Instant::now(),
             state: State::Waiting(reply),
             window,
             pump: None,
@@ -285,36 +328,37 @@ impl Channel {
     async fn write_leftovers(&self) -> io::Error {
         loop {
             self.leftover.notified().await;
-            loop {
-                if let Err(error) = self.socket.writable().await {
-                    return error;
-                }
-                let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
-                match self.socket.try_write(&outgoing) {
-                    Ok(written) => outgoing.advance(written),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return error,
-                }
-                if outgoing.is_empty() {
-                    break;
-                }
+            if let Err(error) = self.write_leftover().await {
+                return error;
             }
         }
+    }
+
+    async fn write_leftover(&self) -> io::Result<()> {
+        let room = self.socket.room()?;
+        let mut empty = false;
+        while !empty {
+            empty = room
+                .write(|| {
+                    let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+                    let written = self.socket.try_write(&outgoing)?;
+                    outgoing.advance(written);
+                    Ok(outgoing.is_empty())
+                })
+                .await?;
+        }
+        Ok(())
     }
 
     async fn read(self: &Arc<Self>) -> ChannelError {
         let mut buffer = self.incoming.lock().await;
         loop {
-            if let Err(error) = self.socket.readable().await {
-                return error.into();
-            }
             if buffer.capacity() - buffer.len() < READ / 4 {
                 buffer.reserve(READ);
             }
-            match self.socket.try_read_buf(&mut *buffer) {
+            match self.socket.read(&mut buffer).await {
                 Ok(0) => return ChannelError::Closed,
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return error.into(),
             }
             self.heard

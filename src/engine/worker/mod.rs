@@ -12,6 +12,7 @@ mod channel;
 mod frame;
 mod launch;
 mod pool;
+mod socket;
 mod warm;
 
 use std::ffi::OsString;

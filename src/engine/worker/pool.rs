@@ -93,16 +93,7 @@ impl Workers {
 impl Engine for Workers {
     fn handle(&self, event: Event) -> Handling {
         let pool = self.0.clone();
-        Box::pin(async move {
-            let limit = pool.settings.event_timeout;
-            match tokio::time::timeout(limit, pool.handle(event)).await {
-                Ok(reply) => reply,
-                Err(_) => Err(Failure::new(
-                    FailureKind::Timeout,
-                    format!("{}: no reply within {} s", pool.component.name, limit.as_secs_f64()),
-                )),
-            }
-        })
+        Box::pin(async move { pool.handle(event).await })
     }
 
     fn stop(&self, grace: Duration) -> Working {
@@ -136,6 +127,7 @@ impl Pool {
 
     /// The worker that gets the next event, as soon as there is one.
     async fn choose(self: &Arc<Self>) -> Result<Arc<Worker>, Failure> {
+        let mut began = None;
         loop {
             let changed = self.changed.notified();
             match self.look() {
@@ -147,7 +139,12 @@ impl Pool {
                     }
                     worker.blocked.store(true, Ordering::Relaxed);
                 }
-                Choice::Wait => drop(tokio::time::timeout(LOOK_AGAIN, changed).await),
+                Choice::Wait => {
+                    if began.get_or_insert_with(Instant::now).elapsed() >= self.settings.event_timeout {
+                        return Err(self.late());
+                    }
+                    drop(tokio::time::timeout(LOOK_AGAIN, changed).await);
+                }
             }
         }
     }
@@ -225,8 +222,10 @@ impl Pool {
     /// Watches over a worker until its end, and sees to it that the component has one afterwards.
     async fn keep(self: Arc<Self>, worker: Arc<Worker>, mut process: Process) {
         let born = Instant::now();
+        let late = self.late();
         let reason = tokio::select! {
             error = worker.channel.run() => Some(error),
+            never = worker.channel.expire(self.settings.event_timeout, &late) => match never {},
             () = self.stop_asked() => None,
         };
         if reason.is_none() {
@@ -308,6 +307,14 @@ impl Pool {
             // An error would mean that the pool is gone, which holds its end as long as we run.
             let _ = stopping.wait_for(Option::is_some).await;
         }
+    }
+
+    fn late(&self) -> Failure {
+        let limit = self.settings.event_timeout.as_secs_f64();
+        Failure::new(
+            FailureKind::Timeout,
+            format!("{}: no reply within {limit} s", self.component.name),
+        )
     }
 
     fn unavailable(&self, why: &str) -> Failure {

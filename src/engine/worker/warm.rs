@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use super::channel::Channel;
@@ -74,7 +74,7 @@ impl Interpreter {
         component: &str,
         environment: Vec<(String, String)>,
     ) -> io::Result<Self> {
-        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let (mut ours, theirs) = UnixStream::pair()?;
         let mut command = language.command().into_iter();
         let program = command.next().unwrap_or_default();
         let mut arguments: Vec<_> = command.collect();
@@ -90,8 +90,7 @@ impl Interpreter {
         let process = launch.start().await?;
         // A few kilobytes, which the socket's buffer takes whether the interpreter reads already or not.
         ours.write_all(&language.preamble())?;
-        ours.set_nonblocking(true)?;
-        let (channel, started) = Channel::new(language.clone(), UnixStream::from_std(ours)?);
+        let (channel, started) = Channel::new(language.clone(), ours)?;
         Ok(Self {
             process,
             channel,

@@ -8,6 +8,7 @@ mod bad_input;
 mod executable;
 #[cfg(feature = "image")]
 mod image;
+mod manifest;
 #[cfg(all(feature = "host", feature = "image"))]
 mod microvm;
 mod node;

@@ -1,13 +1,16 @@
 //! The command line: one file a command.
 
+mod check;
 mod compile;
 mod guest;
 #[cfg(feature = "image")]
 mod image;
+mod routes;
 mod serve;
 #[cfg(feature = "host")]
 mod vm;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -29,12 +32,15 @@ Examples:
   polyinit serve main.py                  run a Python program on http://127.0.0.1:8080
   polyinit serve hello.wasm               run a WebAssembly component or module
   polyinit serve ./my-app --listen [::]:80
+  polyinit check ./my-app                 tell what is wrong with its polyinit.toml
 
 polyinit COMMAND --help says more.";
 
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Check(check::Check),
+    Routes(routes::Routes),
     Compile(compile::Compile),
     Guest(guest::Guest),
     #[cfg(feature = "host")]
@@ -66,6 +72,8 @@ fn execute(arguments: Arguments) -> ExitCode {
     let outcome = runtime.block_on(async {
         match arguments.command {
             Command::Serve(serve) => serve.run().await,
+            Command::Check(check) => check.run().await,
+            Command::Routes(routes) => routes.run().await,
             Command::Compile(compile) => compile.run().await,
             Command::Guest(guest) => guest.run().await,
             #[cfg(feature = "host")]
@@ -78,12 +86,25 @@ fn execute(arguments: Arguments) -> ExitCode {
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Silent>() => ExitCode::FAILURE,
         Err(error) => fail(&error.to_string()),
     }
 }
 
 /// Why a command failed: the sentence that its user sees.
 type CommandError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A command failed and has said so itself, where a script reads it.
+#[derive(Debug, thiserror::Error)]
+#[error("it failed, as said above")]
+struct Silent;
+
+/// One line for people, at once. That nobody reads it is no reason to end.
+fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
 
 fn fail(message: &str) -> ExitCode {
     eprintln!("error: {message}");

@@ -1,6 +1,6 @@
 //! `polyinit serve`: runs a program on this machine and offers it over HTTP.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{CommandError, assignment, cache_directory};
+use super::{CommandError, assignment, cache_directory, say};
 use crate::engine::{self, Settings};
 use crate::intake::Handler;
 use crate::intake::http::{self, Served};
@@ -80,9 +80,9 @@ impl Serve {
             entrypoint: self.entrypoint.clone(),
             ..Hint::default()
         };
-        let components = program::open(&self.path, &hint, workspace.path())?;
-        let mut running = Vec::with_capacity(components.len());
-        for mut component in components {
+        let program = program::open(&self.path, &hint, workspace.path())?;
+        let mut running = Vec::with_capacity(program.components.len());
+        for mut component in program.components {
             component.environment.extend(self.environment.iter().cloned());
             let started = tokio::select! {
                 started = engine::start(&component, &settings) => started,
@@ -160,13 +160,6 @@ fn why(program: &str, engine: &str) -> String {
     } else {
         format!("{program}, {engine}")
     }
-}
-
-/// One line for people, at once. That nobody reads it is no reason to end.
-pub(super) fn say(line: &str) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}");
-    let _ = out.flush();
 }
 
 pub(super) fn tell(served: &Served<'_>, quiet: bool) {

@@ -12,7 +12,8 @@ use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{GRACE, Stop, say, tell};
+use super::say;
+use super::serve::{GRACE, Stop, tell};
 use super::{CommandError, assignment};
 use crate::host::gateway::{self, Limits};
 use crate::host::hardware::{Drive, Network};
@@ -291,7 +292,8 @@ impl Machine {
                 };
                 // The machine's Python may have modules that this host has not: what isn't found here may be there.
                 match program::open(path, &hint, &workspace.join("unpacked")) {
-                    Ok(components) => components
+                    Ok(program) => program
+                        .components
                         .iter()
                         .any(|component| component.engine == EngineKind::Python),
                     Err(_) => entrypoint.contains(':'),

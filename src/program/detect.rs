@@ -249,15 +249,10 @@ impl Finder<'_> {
         let name = stem
             .or(self.root.file_name())
             .map(|name| name.to_string_lossy().into_owned());
+        let name = name.unwrap_or_else(|| "program".to_owned());
         Component {
-            name: name.unwrap_or_else(|| "program".to_owned()),
-            root: self.root.to_owned(),
-            engine,
-            entrypoint,
-            environment: Default::default(),
-            routes: Vec::new(),
-            messages: false,
             why,
+            ..Component::new(name, self.root, engine, entrypoint)
         }
     }
 }

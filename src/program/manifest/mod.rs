@@ -365,12 +365,12 @@ error: polyinit.toml:3:10: `pyhton` is not one of `python`, `node`, `executable`
 error: polyinit.toml:4:21: this is an integer, and must be a string
   4 | environment = { A = 1 }
     |                     ^
-error: polyinit.toml:5:27: this is an integer, and must be a string
+error: polyinit.toml:5:26: this is an integer, and must be a string
   5 | routes = [\"/a\", { path = 1, hots = \"x\" }, 3]
-    |                           ^
-error: polyinit.toml:5:30: unknown key `hots`
+    |                          ^
+error: polyinit.toml:5:29: unknown key `hots`
   5 | routes = [\"/a\", { path = 1, hots = \"x\" }, 3]
-    |                              ^^^^
+    |                             ^^^^
   did you mean `host`?
 error: polyinit.toml:5:43: this is an integer, and must be a string or a table
   5 | routes = [\"/a\", { path = 1, hots = \"x\" }, 3]
@@ -399,7 +399,7 @@ error: polyinit.toml:7:2: unknown key `componnets`
                 "polyinit.toml:3:35: \"get\" is not how a method is written: \"GET\"",
             ),
             ("[components]", "polyinit.toml:1:2: it names no component"),
-            ("", "polyinit.toml:1:1: the key `components` is missing"),
+            ("", "polyinit.toml:1:1: it names no component"),
             (
                 "[components.a]\nsource = \"api\"\nentrypoint = \"nowhere:app\"",
                 "polyinit.toml:3:14: there is no entrypoint \"nowhere:app\"",

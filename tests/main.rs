@@ -6,8 +6,10 @@ mod support;
 mod aleph;
 mod bad_input;
 mod executable;
+mod files;
 #[cfg(feature = "image")]
 mod image;
+mod invoke;
 mod manifest;
 #[cfg(all(feature = "host", feature = "image"))]
 mod microvm;

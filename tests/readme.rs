@@ -90,12 +90,16 @@ fn help_is_there_for_every_command_with_examples() {
         String::from_utf8(output.stdout).unwrap()
     };
     let all = help(&["--help"]);
-    for command in ["serve", "check", "routes", "compile", "guest", "image", "vm"] {
+    for command in [
+        "serve", "invoke", "check", "inspect", "routes", "compile", "guest", "image", "vm",
+    ] {
         assert!(all.contains(&format!("\n  {command} ")), "{command}: {all}");
     }
     for command in [
         &["serve"][..],
+        &["invoke"],
         &["check"],
+        &["inspect"],
         &["routes"],
         &["compile"],
         &["guest"],

@@ -84,6 +84,6 @@ fn json(opened: Result<program::Program, ProgramError>) -> Result<(), CommandErr
     match opened {
         Ok(_) => Ok(()),
         // It has been said.
-        Err(_) => Err(super::Silent.into()),
+        Err(_) => Err(super::Ended(1).into()),
     }
 }

@@ -5,8 +5,11 @@ mod compile;
 mod guest;
 #[cfg(feature = "image")]
 mod image;
+mod inspect;
+mod invoke;
 mod routes;
 mod serve;
+mod start;
 #[cfg(feature = "host")]
 mod vm;
 
@@ -32,6 +35,7 @@ Examples:
   polyinit serve main.py                  run a Python program on http://127.0.0.1:8080
   polyinit serve hello.wasm               run a WebAssembly component or module
   polyinit serve ./my-app --listen [::]:80
+  polyinit invoke ./my-app --path /hello  give it one request and show the reply
   polyinit check ./my-app                 tell what is wrong with its polyinit.toml
 
 polyinit COMMAND --help says more.";
@@ -39,7 +43,9 @@ polyinit COMMAND --help says more.";
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Invoke(invoke::Invoke),
     Check(check::Check),
+    Inspect(inspect::Inspect),
     Routes(routes::Routes),
     Compile(compile::Compile),
     Guest(guest::Guest),
@@ -50,7 +56,7 @@ enum Command {
 }
 
 /// What the command line says, done. The exit code: 0 when all went well, 1 when it did not, 2 when it was not
-/// understood.
+/// understood; `invoke` has more.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     if std::process::id() != 1 {
@@ -72,6 +78,8 @@ fn execute(arguments: Arguments) -> ExitCode {
     let outcome = runtime.block_on(async {
         match arguments.command {
             Command::Serve(serve) => serve.run().await,
+            Command::Invoke(invoke) => invoke.run().await,
+            Command::Inspect(inspect) => inspect.run().await,
             Command::Check(check) => check.run().await,
             Command::Routes(routes) => routes.run().await,
             Command::Compile(compile) => compile.run().await,
@@ -86,18 +94,20 @@ fn execute(arguments: Arguments) -> ExitCode {
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<Silent>() => ExitCode::FAILURE,
-        Err(error) => fail(&error.to_string()),
+        Err(error) => match error.downcast::<Ended>() {
+            Ok(ended) => ExitCode::from(ended.0),
+            Err(error) => fail(&error.to_string()),
+        },
     }
 }
 
 /// Why a command failed: the sentence that its user sees.
 type CommandError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A command failed and has said so itself, where a script reads it.
+/// A command has said itself, where a script reads it, that it did not succeed; with its exit code.
 #[derive(Debug, thiserror::Error)]
-#[error("it failed, as said above")]
-struct Silent;
+#[error("it did not succeed, as said above")]
+struct Ended(u8);
 
 /// One line for people, at once. That nobody reads it is no reason to end.
 fn say(line: &str) {

@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +9,12 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{CommandError, assignment, cache_directory, say};
-use crate::engine::{self, Settings};
+use super::start::{ProgramArguments, described, start};
+use super::{CommandError, say};
 use crate::intake::Handler;
 use crate::intake::http::{self, Served};
-use crate::program::{self, Hint};
 use crate::report;
-use crate::router::{Router, Running};
+use crate::router::Router;
 
 /// How long requests under way, and then the program, may take to end.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -35,32 +33,12 @@ Examples:
 
 Details of failures are shown to clients where --listen is a loopback address, and to the log everywhere.")]
 pub struct Serve {
-    /// The program
-    path: PathBuf,
+    #[command(flatten)]
+    program: ProgramArguments,
 
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-
-    /// Where the program begins: module:attribute, or a file in it
-    #[arg(long, value_name = "ENTRYPOINT")]
-    entrypoint: Option<String>,
-
-    /// A variable for the program's environment; may be given again
-    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = assignment)]
-    environment: Vec<(String, String)>,
-
-    /// The longest that one request may take to be answered, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
-    timeout: f64,
-
-    /// The longest that the program may take to start, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 50.0)]
-    start_timeout: f64,
-
-    /// The most processes for a Python or Node program [default: one for each processor, as they are needed]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
-    workers: Option<u16>,
 
     /// No line for each request
     #[arg(short, long)]
@@ -71,38 +49,14 @@ impl Serve {
     pub async fn run(self) -> Result<(), CommandError> {
         report::log::begin(io::stderr(), "info");
         let mut stop = Stop::listen()?;
-        let settings = self.settings()?;
         // The port first: finding it taken after a program's long start would be a pity.
         let listener = http::bind(self.listen).await?;
         let address = listener.local_addr()?;
-        let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
-        let hint = Hint {
-            entrypoint: self.entrypoint.clone(),
-            ..Hint::default()
+        let opened = self.program.open()?;
+        let running = tokio::select! {
+            running = start(opened.program.components.clone(), &opened.settings, |running| say(&described(running))) => running?,
+            () = stop.asked() => return Ok(()),
         };
-        let program = program::open(&self.path, &hint, workspace.path())?;
-        let mut running = Vec::with_capacity(program.components.len());
-        for mut component in program.components {
-            component.environment.extend(self.environment.iter().cloned());
-            let started = tokio::select! {
-                started = engine::start(&component, &settings) => started,
-                () = stop.asked() => return Ok(()),
-            };
-            let engine = started.map_err(|error| match error.traceback {
-                Some(traceback) if !traceback.trim().is_empty() => {
-                    format!("{}\n{}", error.message, traceback.trim_end())
-                }
-                _ => error.message,
-            })?;
-            say(&format!(
-                "{}: {} → {}",
-                component.name,
-                why(&component.why, &engine.describe()),
-                component.engine
-            ));
-            running.push(Running { component, engine });
-        }
-        settings.warm.clear();
         let router = Arc::new(Router::new(running));
         say(&format!("serving on http://{address}"));
         self.serve(listener, &router, &mut stop).await?;
@@ -134,31 +88,6 @@ impl Serve {
             served = serving => served,
             () = stop.asked() => Ok(()),
         }
-    }
-
-    fn settings(&self) -> Result<Settings, CommandError> {
-        let seconds = |name: &str, value: f64| {
-            Duration::try_from_secs_f64(value)
-                .ok()
-                .filter(|duration| !duration.is_zero())
-                .ok_or_else(|| format!("--{name} {value}: must be more than 0 seconds"))
-        };
-        let mut settings = Settings {
-            cache: cache_directory(),
-            event_timeout: seconds("timeout", self.timeout)?,
-            start_timeout: seconds("start-timeout", self.start_timeout)?,
-            ..Settings::default()
-        };
-        settings.workers = self.workers.map(usize::from);
-        Ok(settings)
-    }
-}
-
-fn why(program: &str, engine: &str) -> String {
-    if engine.is_empty() {
-        program.to_owned()
-    } else {
-        format!("{program}, {engine}")
     }
 }
 

@@ -29,6 +29,8 @@ pub enum EngineKind {
     Executable,
     /// A WebAssembly module or component, inside this process.
     Wasm,
+    /// No program: the files of a folder.
+    Static,
 }
 
 /// One part of a program: one thing that an engine runs.
@@ -206,6 +208,7 @@ impl std::fmt::Display for EngineKind {
             Self::Node => "node",
             Self::Executable => "executable",
             Self::Wasm => "wasm",
+            Self::Static => "static",
         })
     }
 }

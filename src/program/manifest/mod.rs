@@ -358,7 +358,7 @@ polyinit.toml:2:1: unknown key `suorce`
   2 | suorce = \"api\"
     | ^^^^^^
   did you mean `source`?
-error: polyinit.toml:3:10: `pyhton` is not one of `python`, `node`, `executable`, `wasm`
+error: polyinit.toml:3:10: `pyhton` is not one of `python`, `node`, `executable`, `wasm`, `static`
   3 | engine = \"pyhton\"
     |          ^^^^^^^^
   did you mean `python`?

@@ -13,6 +13,7 @@ mod invoke;
 mod manifest;
 #[cfg(all(feature = "host", feature = "image"))]
 mod microvm;
+mod new;
 mod node;
 mod python;
 #[cfg(all(feature = "host", feature = "image"))]

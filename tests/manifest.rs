@@ -34,8 +34,8 @@ pub fn polyinit(arguments: &[&str]) -> (i32, String, String) {
 }
 
 const SHOP: &str = r#"
-[components.site]
-source = "site.py"
+[components.front]
+source = "front.py"
 [components.api]
 source = "api.py"
 routes = ["/api/*"]
@@ -49,16 +49,16 @@ routes = [{ host = "admin.example" }, { host = "*.staff.example", path = "/only"
 source = "hidden.py"
 routes = []
 "#;
-const NAMES: [&str; 5] = ["site", "api", "read", "admin", "hidden"];
+const NAMES: [&str; 5] = ["front", "api", "read", "admin", "hidden"];
 
 #[tokio::test]
 async fn requests_go_where_the_routes_say() {
     let folder = program(SHOP, &NAMES);
     let app = Served::start(folder.path(), &[]);
     for (path, expected) in [
-        ("/", "site /"),
+        ("/", "front /"),
         ("/api/books", "api /api/books"),
-        ("/apix", "site /apix"),
+        ("/apix", "front /apix"),
         ("/book", "read /book"),
     ] {
         assert_eq!(app.get(path).await.text(), expected);
@@ -66,7 +66,7 @@ async fn requests_go_where_the_routes_say() {
     for (host, path, expected) in [
         ("ADMIN.example:8080", "/api/x", "admin /api/x"),
         ("a.staff.example", "/only", "admin /only"),
-        ("staff.example", "/only", "site /only"),
+        ("staff.example", "/only", "front /only"),
     ] {
         let sent = http::Request::get(path).header("host", host);
         assert_eq!(request(&app.address, sent, "").await.text(), expected);
@@ -96,11 +96,11 @@ fn routes_are_shown_in_the_order_in_which_they_are_tried() {
     assert_eq!(
         said,
         "\
-admin.example/*        admin (python)
-*.staff.example/only   admin (python)
-GET /book              read (python)
-/api/*                 api (python)
-/*                     site (python)
+admin.example/*       admin (python)
+*.staff.example/only  admin (python)
+GET /book             read (python)
+/api/*                api (python)
+/*                    front (python)
 messages go to no component: give one `messages = true`
 "
     );

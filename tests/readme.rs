@@ -97,6 +97,8 @@ fn help_is_there_for_every_command_with_examples() {
     }
     for command in [
         &["serve"][..],
+        &["new"],
+        &["build"],
         &["invoke"],
         &["check"],
         &["inspect"],

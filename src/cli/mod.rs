@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod build;
 mod check;
 mod compile;
 mod guest;
@@ -7,6 +8,7 @@ mod guest;
 mod image;
 mod inspect;
 mod invoke;
+mod new;
 mod routes;
 mod serve;
 mod start;
@@ -35,6 +37,7 @@ Examples:
   polyinit serve main.py                  run a Python program on http://127.0.0.1:8080
   polyinit serve hello.wasm               run a WebAssembly component or module
   polyinit serve ./my-app --listen [::]:80
+  polyinit new fastapi my-app             make a program to begin with
   polyinit invoke ./my-app --path /hello  give it one request and show the reply
   polyinit check ./my-app                 tell what is wrong with its polyinit.toml
 
@@ -43,6 +46,8 @@ polyinit COMMAND --help says more.";
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    New(new::New),
+    Build(build::BuildCommand),
     Invoke(invoke::Invoke),
     Check(check::Check),
     Inspect(inspect::Inspect),
@@ -78,6 +83,8 @@ fn execute(arguments: Arguments) -> ExitCode {
     let outcome = runtime.block_on(async {
         match arguments.command {
             Command::Serve(serve) => serve.run().await,
+            Command::New(new) => new.run().await,
+            Command::Build(build) => build.run().await,
             Command::Invoke(invoke) => invoke.run().await,
             Command::Inspect(inspect) => inspect.run().await,
             Command::Check(check) => check.run().await,

@@ -5,6 +5,7 @@
 //! ```
 
 pub mod archive;
+pub mod build;
 pub mod detect;
 pub mod manifest;
 pub mod route;

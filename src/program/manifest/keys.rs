@@ -31,6 +31,12 @@ pub struct ComponentKeys {
     pub entrypoint: Option<String>,
     /// What runs it. Told from the source unless said.
     pub engine: Option<EngineKind>,
+    /// The command that makes the source, for `/bin/sh`, run where the manifest stands: by `polyinit build`, and by
+    /// `polyinit serve --watch` whenever something changes.
+    pub build: Option<String>,
+    /// The files and folders whose changes `polyinit serve --watch` looks for, from where the manifest stands. The
+    /// source unless said; with `build`, everything there.
+    pub watch: Option<Vec<PathBuf>>,
     /// Variables for its environment.
     pub environment: BTreeMap<String, String>,
     /// The requests that go to it; the one that says most wins. Every request unless said, none with
@@ -46,6 +52,8 @@ impl Default for ComponentKeys {
             source: ".".into(),
             entrypoint: None,
             engine: None,
+            build: None,
+            watch: None,
             environment: BTreeMap::new(),
             routes: None,
             messages: false,

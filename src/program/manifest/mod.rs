@@ -27,6 +27,7 @@ use toml::de::{DeTable, DeValue};
 pub use keys::{ComponentKeys, ManifestKeys, RouteKeys, RouteTable};
 pub use schema::schema;
 
+use super::build::Build;
 use super::route::Route;
 use super::{Component, Hint, Program, ProgramError, detect};
 use crate::report::mistake::{Mistake, Source};
@@ -62,6 +63,39 @@ impl fmt::Display for Mistakes {
 /// # Errors
 /// [`ProgramError::Manifest`] with every mistake, its file, line and column.
 pub fn read(root: &Path) -> Result<Option<Program>, ProgramError> {
+    with_text(root, |source| parse(source, root))
+}
+
+/// The build commands in the manifest in `root`, if there is one. What they are to make need not be there.
+///
+/// # Errors
+/// As [`read`], for mistakes of form.
+pub fn builds(root: &Path) -> Result<Option<Vec<Build>>, ProgramError> {
+    let here = std::path::absolute(root).map_err(|error| ProgramError::read(root, error))?;
+    with_text(root, |source| {
+        let keys = keys_of(source)?.components.into_iter();
+        Ok(keys.filter_map(|(name, keys)| build_of(name, &keys, &here)).collect())
+    })
+}
+
+fn build_of(component: String, keys: &ComponentKeys, root: &Path) -> Option<Build> {
+    let watched = match &keys.watch {
+        Some(paths) => paths.iter().map(|path| root.join(path)).collect(),
+        None => vec![root.to_owned()],
+    };
+    Some(Build {
+        component,
+        command: keys.build.clone()?,
+        directory: root.to_owned(),
+        watched,
+        product: root.join(&keys.source),
+    })
+}
+
+fn with_text<T>(
+    root: &Path,
+    read: impl FnOnce(Source<'_>) -> Result<T, Vec<Mistake>>,
+) -> Result<Option<T>, ProgramError> {
     let path = root.join(NAME);
     let mut text = String::new();
     let length = match std::fs::File::open(&path) {
@@ -77,16 +111,17 @@ pub fn read(root: &Path) -> Result<Option<Program>, ProgramError> {
         path: &path,
         text: &text,
     };
-    parse(source, root)
+    read(source)
         .map(Some)
         .map_err(|mistakes| ProgramError::Manifest(Mistakes(mistakes)))
 }
 
+fn keys_of(source: Source<'_>) -> Result<ManifestKeys, Vec<Mistake>> {
+    toml::from_str(source.text).map_err(|first| mistakes_of_form(source, &first))
+}
+
 fn parse(source: Source<'_>, root: &Path) -> Result<Program, Vec<Mistake>> {
-    let keys: ManifestKeys = match toml::from_str(source.text) {
-        Ok(keys) => keys,
-        Err(first) => return Err(mistakes_of_form(source, &first)),
-    };
+    let keys = keys_of(source)?;
     let mut check = Check {
         source,
         found: Vec::new(),
@@ -166,7 +201,8 @@ impl Check<'_> {
         let path = root.join(&keys.source);
         if !path.exists() {
             let message = format!("there is no {}", path.display());
-            self.say(&[&at[..], &[Step::Key("source")]].concat(), message, None);
+            let hint = keys.build.as_ref().map(|_| "run `polyinit build`, which makes it");
+            self.say(&[&at[..], &[Step::Key("source")]].concat(), message, hint);
             return None;
         }
         match detect::find(&path, &hint) {

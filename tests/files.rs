@@ -1,6 +1,6 @@
 //! Static files.
 
-use http::Request;
+use ::http::Request;
 
 use crate::support::{Response, Served, folder_with, request};
 

@@ -7,6 +7,7 @@ mod aleph;
 mod bad_input;
 mod executable;
 mod files;
+mod http;
 #[cfg(feature = "image")]
 mod image;
 mod invoke;

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod access_log;
 mod build;
 mod check;
 mod compile;

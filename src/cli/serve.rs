@@ -1,6 +1,6 @@
 //! `polyinit serve`: runs a program on this machine and offers it over HTTP.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,12 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::access_log::tell;
 use super::start::{ProgramArguments, described, start};
 use super::{CommandError, say};
 use crate::intake::Handler;
-use crate::intake::http::{self, Served};
+use crate::intake::http::{self, Middleware};
+use crate::program::manifest::{AccessLog, HttpKeys};
 use crate::report;
 use crate::router::Router;
 
@@ -43,6 +45,10 @@ pub struct Serve {
     /// No line for each request
     #[arg(short, long)]
     quiet: bool,
+
+    /// A JSON object for each request: time, id, client, method, path, status, ms, request_id, error
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
 }
 
 impl Serve {
@@ -53,27 +59,40 @@ impl Serve {
         let listener = http::bind(self.listen).await?;
         let address = listener.local_addr()?;
         let opened = self.program.open()?;
+        let keys = opened.program.http.clone();
         let running = tokio::select! {
             running = start(opened.program.components.clone(), &opened.settings, |running| say(&described(running))) => running?,
             () = stop.asked() => return Ok(()),
         };
         let router = Arc::new(Router::new(running));
         say(&format!("serving on http://{address}"));
-        self.serve(listener, &router, &mut stop).await?;
+        self.serve(listener, &router, &keys, &mut stop).await?;
         router.stop(GRACE).await;
         Ok(())
     }
 
-    async fn serve(&self, listener: tokio::net::TcpListener, router: &Arc<Router>, stop: &mut Stop) -> io::Result<()> {
+    async fn serve(
+        &self,
+        listener: tokio::net::TcpListener,
+        router: &Arc<Router>,
+        keys: &HttpKeys,
+        stop: &mut Stop,
+    ) -> io::Result<()> {
         let shutdown = CancellationToken::new();
         let handler: Handler = {
             let router = router.clone();
             Arc::new(move |event| router.handle(event))
         };
-        let quiet = self.quiet;
+        let form = match (self.quiet, self.json) {
+            (true, _) => AccessLog::Off,
+            (_, true) => AccessLog::Json,
+            _ => keys.access_log,
+        };
+        let reveal = self.listen.ip().is_loopback();
         let options = http::Options {
-            observer: Box::new(move |served| tell(&served, quiet)),
-            reveal: self.listen.ip().is_loopback(),
+            observer: Box::new(move |served| tell(&served, form)),
+            reveal,
+            middleware: Middleware::new(keys, reveal),
             grace: GRACE,
         };
         let serving = http::serve(listener, handler, options, shutdown.clone());
@@ -89,30 +108,6 @@ impl Serve {
             () = stop.asked() => Ok(()),
         }
     }
-}
-
-pub(super) fn tell(served: &Served<'_>, quiet: bool) {
-    if let Some(failure) = served.failure {
-        tracing::warn!("{} {}: {failure}", served.method, served.path);
-        if let Some(traceback) = &failure.traceback {
-            tracing::warn!("{}", traceback.trim_end());
-        }
-    }
-    if quiet {
-        return;
-    }
-    let status = served.status.as_u16();
-    let (on, off) = match status {
-        _ if !io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() => ("", ""),
-        500.. => ("\x1b[31m", "\x1b[0m"),
-        400.. => ("\x1b[33m", "\x1b[0m"),
-        _ => ("\x1b[32m", "\x1b[0m"),
-    };
-    let milliseconds = served.time.as_secs_f64() * 1e3;
-    say(&format!(
-        "{on}{status}{off} {} {} {milliseconds:.1} ms",
-        served.method, served.path
-    ));
 }
 
 /// Ctrl-C and SIGTERM.

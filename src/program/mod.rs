@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use manifest::ComponentKeys;
+use manifest::{ComponentKeys, HttpKeys};
 use route::Route;
 
 /// What runs a component.
@@ -59,12 +59,15 @@ pub struct Component {
 pub struct Program {
     /// At least one.
     pub components: Vec<Component>,
+    /// What is done around every request that comes over HTTP.
+    pub http: HttpKeys,
 }
 
 impl Program {
     fn of(component: Component) -> Self {
         Self {
             components: vec![component],
+            http: HttpKeys::default(),
         }
     }
 }

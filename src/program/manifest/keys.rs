@@ -4,6 +4,7 @@
 //! After a change, `POLYINIT_BLESS=1 cargo test schema` writes the schema anew; docs/manifest.md has a line for it.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -19,6 +20,84 @@ pub struct ManifestKeys {
     /// The program's components, by their names: letters, digits, `-` and `_`.
     #[schemars(required)]
     pub components: BTreeMap<String, ComponentKeys>,
+    /// What is done around every request that comes over HTTP. Nothing unless said.
+    pub http: HttpKeys,
+}
+
+/// What is done around every request that comes over HTTP.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpKeys {
+    /// Gives every request an `x-request-id`, unless it has one, and its reply the same.
+    pub request_id: bool,
+    /// How each request is written to standard output.
+    pub access_log: AccessLog,
+    /// Compresses replies for clients that take it (zstd, br, gzip).
+    pub compression: bool,
+    /// The longest from a request's head to its reply's, in seconds; then 504.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub timeout: Option<f64>,
+    /// The largest body of a request, in bytes; then 413.
+    pub body_limit: Option<u64>,
+    /// Lets pages of other origins read replies.
+    pub cors: Option<CorsKeys>,
+    /// How many requests one address may send; then 429.
+    pub rate_limit: Option<RateKeys>,
+}
+
+/// How each request is written to standard output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLog {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object.
+    Json,
+    /// Not at all.
+    Off,
+}
+
+/// Which pages of other origins may read replies (the Fetch standard's CORS protocol).
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CorsKeys {
+    /// Origins (`https://shop.example`), or `*` for all.
+    pub origins: Vec<String>,
+    /// Methods that they may use. All unless said.
+    #[serde(default)]
+    pub methods: Option<Vec<String>>,
+    /// Headers that they may send. All unless said.
+    #[serde(default)]
+    pub headers: Option<Vec<String>>,
+    /// Headers of the reply that they may read, beside those that they always may.
+    #[serde(default)]
+    pub expose: Vec<String>,
+    /// Whether they may send cookies.
+    #[serde(default)]
+    pub credentials: bool,
+    /// For how long a browser may remember all this, in seconds.
+    #[serde(default)]
+    pub max_age: Option<u64>,
+}
+
+/// How many requests one address (an IPv6 /64) may send.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateKeys {
+    /// So many requests …
+    pub requests: NonZeroU32,
+    /// … in so many seconds.
+    #[serde(default = "one")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub seconds: f64,
+    /// So many at once. As `requests` unless said.
+    #[serde(default)]
+    pub burst: Option<NonZeroU32>,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// One component: one thing that an engine runs.

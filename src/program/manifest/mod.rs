@@ -13,6 +13,7 @@
 //! [`keys`] has the keys, [`schema`] holds a text against them, and what types can't say is checked here. All mistakes
 //! are told at once, each where it stands.
 
+mod http;
 mod keys;
 mod schema;
 
@@ -24,7 +25,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-pub use keys::{ComponentKeys, ManifestKeys, RouteKeys, RouteTable};
+pub use keys::{AccessLog, ComponentKeys, CorsKeys, HttpKeys, ManifestKeys, RateKeys, RouteKeys, RouteTable};
 pub use schema::schema;
 
 use super::build::Build;
@@ -179,7 +180,11 @@ impl Check<'_> {
             components.extend(self.component(name, keys, root));
         }
         self.conflicts(&components);
-        Program { components }
+        self.http(&keys.http);
+        Program {
+            components,
+            http: keys.http,
+        }
     }
 
     fn component(&mut self, name: String, keys: ComponentKeys, root: &Path) -> Option<Component> {

@@ -146,7 +146,10 @@ fn an_executable_that_dies_or_never_listens() {
 #[test]
 fn a_manifest_with_a_mistake() {
     let folder = folder_with("polyinit.toml", "[components.a]\nsuorce = \"x\"\n");
-    says(&refused(folder.path(), &[]), &["polyinit.toml", "line 2", "suorce"]);
+    says(
+        &refused(folder.path(), &[]),
+        &["polyinit.toml:2:1: unknown key `suorce`", "did you mean `source`?"],
+    );
 }
 
 #[test]

@@ -6,10 +6,15 @@ mod support;
 mod aleph;
 mod bad_input;
 mod executable;
+mod files;
+mod http;
 #[cfg(feature = "image")]
 mod image;
+mod invoke;
+mod manifest;
 #[cfg(all(feature = "host", feature = "image"))]
 mod microvm;
+mod new;
 mod node;
 mod python;
 #[cfg(all(feature = "host", feature = "image"))]

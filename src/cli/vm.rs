@@ -12,7 +12,9 @@ use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{GRACE, Stop, say, tell};
+use super::access_log::tell;
+use super::say;
+use super::serve::{GRACE, Stop};
 use super::{CommandError, assignment};
 use crate::host::gateway::{self, Limits};
 use crate::host::hardware::{Drive, Network};
@@ -21,6 +23,7 @@ use crate::host::link::Link;
 use crate::host::pack::{self, Packed};
 use crate::host::vm::{Attempt, Choice, End, Settings, Vm};
 use crate::intake::http;
+use crate::program::manifest::AccessLog;
 use crate::program::{self, EngineKind, Hint};
 use crate::report;
 use crate::wire::{Configuration, ConfigurationAnswer, Encoding, Volume};
@@ -203,10 +206,12 @@ impl Machine {
             event: Duration::from_secs(self.timeout),
             ..Limits::default()
         };
-        let quiet = self.quiet;
+        let form = if self.quiet { AccessLog::Off } else { AccessLog::Text };
         let options = http::Options {
-            observer: Box::new(move |served| tell(&served, quiet)),
+            observer: Box::new(move |served| tell(&served, form)),
             reveal: self.listen.ip().is_loopback(),
+            // What a manifest asks for is done where its program is served: by `polyinit serve`.
+            middleware: None,
             grace: GRACE,
         };
         let shutdown = CancellationToken::new();
@@ -291,7 +296,8 @@ impl Machine {
                 };
                 // The machine's Python may have modules that this host has not: what isn't found here may be there.
                 match program::open(path, &hint, &workspace.join("unpacked")) {
-                    Ok(components) => components
+                    Ok(program) => program
+                        .components
                         .iter()
                         .any(|component| component.engine == EngineKind::Python),
                     Err(_) => entrypoint.contains(':'),

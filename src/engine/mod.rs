@@ -3,6 +3,7 @@
 //! A new language is one folder here, one arm in [`start`] and one line in `program::detect`.
 
 pub mod executable;
+pub mod files;
 pub mod node;
 pub mod output;
 pub mod process;
@@ -112,6 +113,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
         EngineKind::Node => node::start(component, settings).await,
         EngineKind::Executable => executable::start(component, settings).await,
         EngineKind::Wasm => wasm::start(component, settings).await,
+        EngineKind::Static => files::start(component).await,
     }
 }
 

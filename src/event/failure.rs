@@ -22,6 +22,8 @@ pub enum FailureKind {
     NotFound,
     /// A body beyond its limit. 413.
     TooLarge,
+    /// More of them than is allowed. 429.
+    TooMany,
     /// The program raised, trapped, or broke its interface. 500.
     Program,
     /// What ran the program ended while it had this event, or answered with something that is no reply. 502.
@@ -39,6 +41,7 @@ impl FailureKind {
             Self::BadEvent => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Program => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Gone => StatusCode::BAD_GATEWAY,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,

@@ -27,7 +27,7 @@ pub use debian::DebianError;
 pub use folder::FolderError;
 pub use init_binary::{InitBinary, InitError};
 pub use inspect::{InspectError, Inspection};
-pub use recipe::{Base, DEFAULT_EPOCH, Debian, FILE_NAME, FILES_FOLDER, Folder, Mistake, Recipe, RecipeError};
+pub use recipe::{Base, DEFAULT_EPOCH, Debian, FILE_NAME, FILES_FOLDER, Folder, Recipe, RecipeError};
 pub use squashfs::SquashfsError;
 pub use tree::TreeError;
 

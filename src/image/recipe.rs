@@ -11,6 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::compression::Compression;
+use crate::report::mistake::{Mistake, Source, did_you_mean};
 
 /// The recipe's file inside its folder.
 pub const FILE_NAME: &str = "image.toml";
@@ -110,23 +111,6 @@ pub enum RecipeError {
     Mistake(Box<Mistake>),
 }
 
-/// A mistake in a recipe, and where it is.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}:{line}:{column}: {message}\n  {line} | {text}\n  {blank} | {marker}{hint}",
-    path = path.display(), blank = " ".repeat(line.to_string().len()),
-    hint = hint.as_ref().map(|hint| format!("\n  {hint}")).unwrap_or_default())]
-pub struct Mistake {
-    path: PathBuf,
-    line: usize,
-    column: usize,
-    message: String,
-    /// The line of the file.
-    text: String,
-    /// Spaces, then `^` below what is meant.
-    marker: String,
-    hint: Option<String>,
-}
-
 /// Reads and checks the recipe at `path`: the folder, or the file in it.
 ///
 /// # Errors
@@ -168,7 +152,7 @@ impl Recipe {
 
 /// The recipe that `text` says; `path` is only named in errors.
 fn parse(text: &str, path: &Path) -> Result<Recipe, Box<Mistake>> {
-    let source = Source { text, path };
+    let source = Checker(Source { text, path });
     let recipe: Recipe = toml::from_str(text).map_err(|error| {
         let hint = probably_meant(error.message());
         source.mistake(error.span().unwrap_or(0..0), error.message(), hint)
@@ -177,13 +161,9 @@ fn parse(text: &str, path: &Path) -> Result<Recipe, Box<Mistake>> {
     Ok(recipe)
 }
 
-/// The recipe's text, for errors that point into it.
-struct Source<'a> {
-    text: &'a str,
-    path: &'a Path,
-}
+struct Checker<'a>(Source<'a>);
 
-impl Source<'_> {
+impl Checker<'_> {
     /// What TOML and types can't say.
     fn check(&self, recipe: &Recipe) -> Result<(), Box<Mistake>> {
         if let Base::Debian(debian) = &recipe.base {
@@ -237,25 +217,7 @@ impl Source<'_> {
     }
 
     fn mistake(&self, span: Range<usize>, message: &str, hint: Option<String>) -> Box<Mistake> {
-        let start = self.text.floor_char_boundary(span.start);
-        let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
-        let text = self.text[line_start..].lines().next().unwrap_or_default();
-        let before = self.text[line_start..start].chars().count();
-        // What is meant may go on over many lines; the first shows enough.
-        let end = self
-            .text
-            .floor_char_boundary(span.end)
-            .clamp(start, (line_start + text.len()).max(start));
-        let marked = self.text[start..end].chars().count().max(1);
-        Box::new(Mistake {
-            path: self.path.to_path_buf(),
-            line: self.text[..start].matches('\n').count() + 1,
-            column: before + 1,
-            message: message.to_owned(),
-            text: text.to_owned(),
-            marker: " ".repeat(before) + &"^".repeat(marked),
-            hint,
-        })
+        Box::new(self.0.mistake(span, message, hint))
     }
 }
 
@@ -299,9 +261,8 @@ fn probably_meant(message: &str) -> Option<String> {
             .collect::<Vec<_>>()
     };
     let written = quoted(unknown).into_iter().next()?;
-    let distance = |name: &String| strsim::damerau_levenshtein(&written, name);
-    let nearest = quoted(expected).into_iter().min_by_key(distance)?;
-    (distance(&nearest) <= nearest.len().div_ceil(2)).then(|| format!("did you mean `{nearest}`?"))
+    let expected = quoted(expected);
+    did_you_mean(&written, expected.iter().map(String::as_str))
 }
 
 #[cfg(test)]

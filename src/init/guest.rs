@@ -123,7 +123,7 @@ impl Guest {
             }),
             packages: self.settings.packages.clone(),
         };
-        Ok(program::find(&root, &hint)?)
+        Ok(program::find(&root, &hint)?.components)
     }
 
     /// The environment that the image gives, and that programs and the network's SDK rely on.

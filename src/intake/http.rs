@@ -1,5 +1,6 @@
 //! HTTP/1.1 and HTTP/2 (with prior knowledge, h2c) over TCP: what a developer's machine and a pod have.
 
+mod middleware;
 mod problem;
 
 use std::convert::Infallible;
@@ -9,7 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -18,8 +19,9 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+pub use self::middleware::{Middleware, REQUEST_ID};
 use super::Handler;
-use crate::event::{Body, Event, Failure, FailureKind, Reply};
+use crate::event::{Body, Context, Event, Failure, FailureKind, Input, Reply};
 
 /// How long a client may take to send a request's head (the limit that keeps idle attackers from holding connections).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,9 +32,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What is told of each request once its reply's head is known.
 #[derive(Debug)]
 pub struct Served<'a> {
+    pub context: &'a Context,
     pub method: &'a Method,
     pub path: &'a str,
     pub status: StatusCode,
+    /// The reply's headers.
+    pub headers: &'a HeaderMap,
     /// From the request's head to the reply's head.
     pub time: Duration,
     pub failure: Option<&'a Failure>,
@@ -44,6 +49,8 @@ pub struct Options {
     pub observer: Box<dyn Fn(Served<'_>) + Send + Sync>,
     /// Whether clients see what failed inside: messages and tracebacks. For development.
     pub reveal: bool,
+    /// What is done around each request, if anything is.
+    pub middleware: Option<Middleware>,
     /// How long requests under way may take once the end is asked for.
     pub grace: Duration,
 }
@@ -114,22 +121,38 @@ async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let began = Instant::now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let mut event = Event::http(request.map(Body::stream));
-    event.context.client = Some(client);
-    event.context.server = Some(server);
-    let (response, failure) = match handler(event).await {
-        Ok(Reply::Http(response)) => (response, None),
-        Ok(Reply::Value(value)) => (Response::new(value.into()), None),
-        Err(failure) => (problem::response(&failure, options.reveal), Some(failure)),
+    let mut context = Context::next();
+    context.client = Some(client);
+    context.server = Some(server);
+    let request = request.map(Body::stream);
+    let given = |request| give(request, context.clone(), &handler, options.reveal);
+    let response = match &options.middleware {
+        None => given(request).await,
+        Some(middleware) => middleware.around(request, context.id, client, given).await,
     };
     (options.observer)(Served {
+        context: &context,
         method: &method,
         path: uri.path_and_query().map_or("/", |path| path.as_str()),
         status: response.status(),
+        headers: response.headers(),
         time: began.elapsed(),
-        failure: failure.as_ref(),
+        failure: response.extensions().get(),
     });
     Ok(response)
+}
+
+/// Hands the request to the router; what comes back as a response, with the failure in its extensions where it is one.
+async fn give(request: Request<Body>, context: Context, handler: &Handler, reveal: bool) -> Response<Body> {
+    let event = Event {
+        context,
+        input: Input::Http(request),
+    };
+    match handler(event).await {
+        Ok(Reply::Http(response)) => response,
+        Ok(Reply::Value(value)) => Response::new(value.into()),
+        Err(failure) => problem::response_with(failure, reveal),
+    }
 }
 
 /// Binds `address`, with a sentence that says what to do where that fails.

@@ -88,6 +88,9 @@ pub fn find(source: &Path, hint: &Hint) -> Result<Component, ProgramError> {
     };
     let root = std::path::absolute(&root).map_err(|error| ProgramError::read(&root, error))?;
     let finder = Finder { root: &root, hint };
+    if hint.engine == Some(EngineKind::Static) {
+        return finder.files(source);
+    }
     match (&hint.entrypoint, file) {
         (Some(entrypoint), None) => finder.named(entrypoint),
         // `polyinit serve main.py --entrypoint app` names the object in the file.
@@ -218,10 +221,24 @@ impl Finder<'_> {
         if let [file] = of_kind(&[FileKind::Python])[..] {
             return self.file(file);
         }
+        if self.root.join("index.html").is_file() {
+            let why = "index.html is there".to_owned();
+            return Ok(self.component(EngineKind::Static, Entrypoint::File(PathBuf::from(".")), why));
+        }
         Err(ProgramError::Nothing {
             root: self.root.to_owned(),
             there: listing(self.root),
         })
+    }
+
+    /// The manifest says that these are files and nothing to run.
+    fn files(&self, source: &Path) -> Result<Component, ProgramError> {
+        if !source.is_dir() {
+            let error = std::io::Error::from(std::io::ErrorKind::NotADirectory);
+            return Err(ProgramError::read(source, error));
+        }
+        let why = "the manifest says so".to_owned();
+        Ok(self.component(EngineKind::Static, Entrypoint::File(PathBuf::from(".")), why))
     }
 
     fn python(&self, module: &str, attribute: Option<String>, why: String) -> Result<Component, ProgramError> {
@@ -249,15 +266,10 @@ impl Finder<'_> {
         let name = stem
             .or(self.root.file_name())
             .map(|name| name.to_string_lossy().into_owned());
+        let name = name.unwrap_or_else(|| "program".to_owned());
         Component {
-            name: name.unwrap_or_else(|| "program".to_owned()),
-            root: self.root.to_owned(),
-            engine,
-            entrypoint,
-            environment: Default::default(),
-            routes: Vec::new(),
-            messages: false,
             why,
+            ..Component::new(name, self.root, engine, entrypoint)
         }
     }
 }
@@ -349,6 +361,7 @@ mod tests {
             EngineKind::Executable
         );
         assert_eq!(engine(&[("go.sh", b"#!/bin/sh")]), EngineKind::Executable);
+        assert_eq!(engine(&[("index.html", b"<p>"), ("a.css", b"")]), EngineKind::Static);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the process says of itself: its log, and how far it has come since it began.
 
 pub mod log;
+pub mod mistake;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

@@ -14,6 +14,7 @@ mod cgi;
 mod command;
 mod failure;
 mod host;
+pub mod inspect;
 mod limits;
 mod link;
 mod load;

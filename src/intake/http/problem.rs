@@ -26,6 +26,13 @@ pub fn response(failure: &Failure, reveal: bool) -> Response<Body> {
     response
 }
 
+/// The same, with the failure itself among its extensions, for the one who writes the log.
+pub fn response_with(failure: Failure, reveal: bool) -> Response<Body> {
+    let mut response = response(&failure, reveal);
+    response.extensions_mut().insert(failure);
+    response
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,8 @@ mod support;
 mod aleph;
 mod bad_input;
 mod executable;
+mod frameworks;
+mod handler;
 #[cfg(feature = "image")]
 mod image;
 #[cfg(all(feature = "host", feature = "image"))]
@@ -18,3 +20,5 @@ mod serve;
 #[cfg(all(feature = "host", feature = "image"))]
 mod vm;
 mod wasm;
+mod websocket;
+mod wsgi;

@@ -141,7 +141,7 @@ async fn a_second_receive_waits_for_the_disconnect() {
 }
 
 /// Asks again until it is so: for what happens in the program behind a reply.
-async fn wait_until(done: impl AsyncFn() -> bool) {
+pub async fn wait_until(mut done: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + crate::support::PATIENCE;
     while !done().await {
         assert!(Instant::now() < deadline, "it does not come about");

@@ -77,7 +77,11 @@ async fn use_shop(app: Served, kind: &str) {
 async fn django_is_found_by_its_manage_py() {
     let folder = tempfile::tempdir().unwrap();
     let database = format!("SHOP_DATABASE={}/db", folder.path().display());
-    use_shop(start("django-site", &["--env", &database]), "`application` is a WSGI application").await;
+    use_shop(
+        start("django-site", &["--env", &database]),
+        "`application` is a WSGI application",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -109,7 +113,10 @@ async fn starlette() {
     ada.close(1001, "bye").await;
     crate::python::wait_until(async || app.get("/").await.json()["left"] == json!([["ada", 1001, "bye"]])).await;
     let denied = Socket::refused(&app.address, "/chat/banned").await;
-    assert_eq!((denied.status, denied.json()), (451, json!({"error": "you are banned"})));
+    assert_eq!(
+        (denied.status, denied.json()),
+        (451, json!({"error": "you are banned"}))
+    );
     assert_eq!(Socket::refused(&app.address, "/chat/nobody").await.status, 403);
     let mut crash = Socket::open(&app.address, "/chat/eve").await;
     crash.send("crash").await;
@@ -165,6 +172,17 @@ async fn aiohttp_as_an_executable() {
     let body = vec![7; 500_000];
     assert!(app.post("/echo", body.clone()).await.body == body);
     assert_eq!(app.get("/stream").await.text().lines().count(), 10);
+    app.stop();
+}
+
+#[tokio::test]
+async fn uvloop_is_used_where_it_is() {
+    let source =
+        "import asyncio\nasync def handler(event, context):\n    return type(asyncio.get_running_loop()).__module__\n";
+    let folder = crate::support::folder_with("main.py", source);
+    let path = format!("PYTHONPATH={}", built("frameworks").to_str().unwrap());
+    let app = Served::start(folder.path(), &["--env", &path]);
+    assert_eq!(app.get("/").await.text(), "uvloop");
     app.stop();
 }
 

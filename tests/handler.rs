@@ -9,7 +9,11 @@ use crate::support::{Served, folder_with, get, program};
 #[tokio::test]
 async fn an_event_says_what_is_asked() {
     let app = Served::start(program("handler-plain"), &["--workers", "1"]);
-    assert!(app.output().contains("`handler` is a handler → python"), "{}", app.output());
+    assert!(
+        app.output().contains("`handler` is a handler → python"),
+        "{}",
+        app.output()
+    );
     let event = app.post("/event?a=1&a=2&b=%20x", "the body").await.json();
     for (key, value) in [
         ("type", json!("http")),
@@ -60,10 +64,17 @@ async fn failures_are_told_in_the_handlers_terms() {
     let raised = app.get("/raise").await.json();
     assert_eq!(raised["detail"], "LookupError: nothing to be found");
     let traceback = raised["traceback"].as_str().unwrap();
-    assert!(traceback.contains("app.py") && !traceback.contains("polyinit"), "{traceback}");
+    assert!(
+        traceback.contains("app.py") && !traceback.contains("polyinit"),
+        "{traceback}"
+    );
     let object = app.get("/object").await;
     assert_eq!(object.status, 500);
-    assert!(object.text().contains("returned a object that is no JSON"), "{}", object.text());
+    assert!(
+        object.text().contains("returned a object that is no JSON"),
+        "{}",
+        object.text()
+    );
     app.get("/print").await;
     app.wait_for("handler-plain#3 | begins and ends");
     app.stop();
@@ -75,7 +86,10 @@ async fn coroutine_functions_share_a_loop() {
     let other = app.address.clone();
     let (one, two) = tokio::join!(app.get("/meet"), get(&other, "/meet"));
     assert_eq!((one.text(), two.text()), ("met".into(), "met".into()));
-    assert_eq!(app.post("/", "12345").await.json(), json!({"method": "POST", "length": 5}));
+    assert_eq!(
+        app.post("/", "12345").await.json(),
+        json!({"method": "POST", "length": 5})
+    );
     assert_eq!(app.get("/pieces").await.text().lines().last(), Some("piece 9"));
     app.stop();
 }
@@ -83,18 +97,28 @@ async fn coroutine_functions_share_a_loop() {
 #[tokio::test]
 async fn messages_are_events_as_well() {
     for (name, entrypoint, expected) in [
-        ("handler-plain", "app:handler", json!({"from": "0xabc", "text": "{\"sender\": \"0xabc\"}"}).to_string()),
+        (
+            "handler-plain",
+            "app:handler",
+            json!({"from": "0xabc", "text": "{\"sender\": \"0xabc\"}"}).to_string(),
+        ),
         ("handler-async", "main:handler", "got 0xabc".to_owned()),
     ] {
         let guest = Guest::start(&[]).await;
-        let answer = guest.configure(&configuration_for(&program(name), "asgi", entrypoint)).await;
+        let answer = guest
+            .configure(&configuration_for(&program(name), "asgi", entrypoint))
+            .await;
         assert_eq!(answer, polyinit::wire::ConfigurationAnswer::Success);
         let message = Scope::Message(r#"{"sender": "0xabc"}"#.into());
         let EventAnswer::Value(answer) = guest.event(&message).await else {
             panic!("{name}: no value")
         };
         let same = serde_json::from_slice::<serde_json::Value>(&answer).ok() == serde_json::from_str(&expected).ok();
-        assert!(answer == expected.as_bytes() || same, "{}", String::from_utf8_lossy(&answer));
+        assert!(
+            answer == expected.as_bytes() || same,
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
         guest.stop().await;
     }
 }
@@ -110,9 +134,15 @@ async fn one_argument_is_enough() {
 #[tokio::test]
 async fn what_is_no_program_is_told_with_what_was_looked_for() {
     for (source, said) in [
-        ("def main():\n    pass\n", "nothing to run under the names app, application, asgi, wsgi, api, handler, handle"),
+        (
+            "def main():\n    pass\n",
+            "nothing to run under the names app, application, asgi, wsgi, api, handler, handle",
+        ),
         ("application = 7\n", "'application' is a int, which can't be called"),
-        ("def app(one):\n    pass\n", "'app' is a function that is called as app(one)"),
+        (
+            "def app(one):\n    pass\n",
+            "'app' is a function that is called as app(one)",
+        ),
     ] {
         let folder = folder_with("main.py", source);
         let running = Served::launch(folder.path(), &[]);

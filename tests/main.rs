@@ -4,6 +4,7 @@ mod host;
 mod support;
 
 mod aleph;
+mod asgi;
 mod bad_input;
 mod executable;
 mod frameworks;

@@ -226,7 +226,7 @@ async fn programs_without_lifespan_are_served_all_the_same() {
 async fn what_a_program_prints_is_in_the_log() {
     let app = plain(&[]);
     assert_eq!(app.get("/print").await.status, 200);
-    app.wait_for("asgi-plain | a line on stdout");
+    app.wait_for("asgi-plain#1 | a line on stdout");
     app.stop();
 }
 

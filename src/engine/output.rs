@@ -197,7 +197,11 @@ mod tests {
     fn knows_the_event_of_a_line() {
         assert_eq!(split_event("\x1e17\x1fhello"), (Some("17"), "hello"));
         assert_eq!(split_event("hello"), (None, "hello"));
-        for other in ["\x1e17 hello", "\x1eseventeen\x1fhello", "\x1e123456789012345678901\x1f"] {
+        for other in [
+            "\x1e17 hello",
+            "\x1eseventeen\x1fhello",
+            "\x1e123456789012345678901\x1f",
+        ] {
             assert_eq!(split_event(other), (None, other));
         }
     }

@@ -52,7 +52,10 @@ impl Socket {
         let stream = TcpStream::connect(address).await.unwrap();
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
         let connecting = tokio_tungstenite::client_async_with_config(request, stream, Some(config));
-        match tokio::time::timeout(PATIENCE, connecting).await.expect("a reply in time") {
+        match tokio::time::timeout(PATIENCE, connecting)
+            .await
+            .expect("a reply in time")
+        {
             Ok((stream, response)) => Ok(Self { stream, response }),
             Err(Error::Http(response)) => Err(*response),
             Err(error) => panic!("{error}"),

@@ -6,6 +6,7 @@
 mod marshal;
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -18,6 +19,8 @@ use super::worker::{self, Language, ReplyHead, Warm};
 use super::{Engine, Settings, StartError};
 use crate::event::{Body, Context, Message};
 use crate::program::{Component, Entrypoint};
+
+const INTERPRETER: &str = "python3";
 
 /// The worker's modules, by the names that they are imported under.
 const WORKER: [(&str, &str); 12] = [
@@ -64,13 +67,37 @@ from polyinit_worker.main import main
 main()
 ";
 
-/// CPython, by the name that Debian, Alpine and the official images have.
-struct Python;
+/// CPython: by the name that Debian, Alpine and the official images have, unless the program brings its own.
+#[derive(Default)]
+struct Python {
+    own: Option<PathBuf>,
+}
+
+impl Python {
+    /// For a program that stands in `root`: the interpreter of its virtual environment, where that is another one than
+    /// the machine's. (One that is the same may be warm already; what is installed beside it is found all the same.)
+    fn of(root: &Path) -> Self {
+        let machines = std::env::var_os("PATH").and_then(|path| {
+            std::env::split_paths(&path)
+                .map(|folder| folder.join(INTERPRETER))
+                .find(|file| file.is_file())
+        });
+        let machines = machines.and_then(|file| file.canonicalize().ok());
+        let own = [root.join(".venv"), root.join("venv"), "/opt/venv".into()]
+            .into_iter()
+            .map(|folder| folder.join("bin").join(INTERPRETER))
+            .find_map(|file| Some((file.canonicalize().ok()?, file)));
+        let own = own.filter(|(real, _)| Some(real) != machines.as_ref());
+        Self {
+            own: own.map(|(_, file)| file),
+        }
+    }
+}
 
 /// Starts an interpreter that waits for a program, for [`start`] to take. The machine does this while it waits for
 /// its configuration. Does nothing where there is no Python.
 pub fn warm_up(warm: &Warm, settings: &Settings) {
-    warm.put(Arc::new(Python), settings);
+    warm.put(Arc::new(Python::default()), settings);
 }
 
 /// Starts the workers of a Python component.
@@ -78,7 +105,7 @@ pub fn warm_up(warm: &Warm, settings: &Settings) {
 /// # Errors
 /// With the program's traceback where it can't be imported or refuses to start.
 pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
-    worker::start(Arc::new(Python), component, settings).await
+    worker::start(Arc::new(Python::of(&component.root)), component, settings).await
 }
 
 impl Language for Python {
@@ -88,9 +115,13 @@ impl Language for Python {
 
     fn command(&self) -> Vec<OsString> {
         // -u: what a program prints is seen when it prints it; -X utf8 is what a machine without locales needs.
-        ["python3", "-u", "-X", "utf8", "-c", BOOTSTRAP]
-            .map(OsString::from)
-            .to_vec()
+        let interpreter = self.own.as_deref().unwrap_or(Path::new(INTERPRETER));
+        let arguments = ["-u", "-X", "utf8", "-c", BOOTSTRAP].map(OsString::from);
+        std::iter::once(interpreter.into()).chain(arguments).collect()
+    }
+
+    fn takes_warm(&self, _: &Component) -> bool {
+        self.own.is_none()
     }
 
     fn preamble(&self) -> Vec<u8> {
@@ -224,6 +255,17 @@ impl Language for Python {
         let body = reader
             .binary()
             .map_err(|reason| format!("the program's body is wrong: {reason}"))?;
+        // A reply to HEAD, or a 304, has the length of a body that it doesn't have (RFC 9110, section 8.6).
+        if !body.is_empty()
+            && let Some(length) = headers.get(http::header::CONTENT_LENGTH)
+            && length.to_str().ok().and_then(|length| length.parse().ok()) != Some(body.len())
+        {
+            return Err(format!(
+                "the program sent a content-length of {}, and a body of {} bytes",
+                length.to_str().unwrap_or("nonsense"),
+                body.len()
+            ));
+        }
         Ok(ReplyHead { response, body })
     }
 }

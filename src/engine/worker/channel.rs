@@ -14,9 +14,9 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::request::Parts;
 use http_body::{Body as HttpBody, Frame as BodyFrame};
 use http_body_util::BodyExt;
-use http::request::Parts;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -638,7 +638,10 @@ impl HttpBody for Pieces {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Result<BodyFrame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<BodyFrame<Bytes>, BodyError>>> {
         match std::task::ready!(self.receiver.poll_recv(cx)) {
             Some(Ok(part)) => {
                 if let Some(piece) = part.data_ref() {

@@ -38,7 +38,7 @@ async def echo(scope, receive, send):
 
 
 async def show_scope(scope, receive, send):
-    await accept(send)
+    await accept(send, subprotocol="one")
     shown = {name: value if name == "state" else repr(value) for name, value in scope.items()}
     await send({"type": "websocket.send", "text": json.dumps(shown)})
     await receive()

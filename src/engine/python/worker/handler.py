@@ -179,7 +179,7 @@ class Call(Exchange):
         has_type = any(name.lower() == b"content-type" for name, _ in headers)
         if inspect.isgenerator(value) or inspect.isasyncgen(value):
             self.send_head(status, headers if has_type else [*headers, TEXT])
-            await self.stream(value)
+            await self.send_pieces(value)
             return
         body, kind = encode_body(value)
         if kind is not None and not has_type:
@@ -191,7 +191,7 @@ class Call(Exchange):
         await self.send_body(body)
         self.send_end()
 
-    async def stream(self, generator):
+    async def send_pieces(self, generator):
         """Sends what a generator yields, as it yields it."""
         try:
             if inspect.isasyncgen(generator):

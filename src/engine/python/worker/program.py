@@ -1,6 +1,7 @@
 """The program: makes the process as it expects it, imports it, and tells by looking what it is."""
 
 import asyncio
+import glob
 import importlib
 import inspect
 import os
@@ -31,7 +32,13 @@ def prepare(load):
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     for folder in (os.path.join(root, ".venv"), os.path.join(root, "venv"), "/opt/venv"):
         packages = os.path.join(folder, "lib", version, "site-packages")
-        if os.path.isdir(packages):
+        if not os.path.isdir(packages):
+            others = glob.glob(os.path.join(folder, "lib", "python*", "site-packages"))
+            if others:
+                other = os.path.basename(os.path.dirname(others[0]))
+                sys.stderr.write(f"{folder} is for {other}, and this is Python {sys.version.split()[0]}: what is "
+                                 "installed there is left out\n")
+        else:
             before = len(sys.path)
             site.addsitedir(packages)
             # What a program brings goes before what the system has.
@@ -45,7 +52,7 @@ def prepare(load):
 def event_loop_for(load, plain):
     """uvloop's where the program brings it along, which is looked for where programs bring things: `plain` otherwise."""
     places = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
-    places += [load["root"], *load["packages"]]
+    places += [load["root"], *load["packages"], *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
     if not any(os.path.isdir(os.path.join(place, "uvloop")) for place in places):
         return plain
     try:

@@ -99,11 +99,6 @@ fn a_program_that_ends_while_it_is_imported() {
 }
 
 #[test]
-fn a_wsgi_application() {
-    says(&refused(program("wsgi-app"), &["--entrypoint", "main:app"]), &["WSGI"]);
-}
-
-#[test]
 fn wasm_that_is_none_or_wants_too_much() {
     says(&refused(built("bad/bad-text.wasm"), &[]), &["no WebAssembly"]);
     says(&refused(built("bad/bad-import.wasm"), &[]), &["frobnicate"]);

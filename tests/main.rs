@@ -4,9 +4,12 @@ mod host;
 mod support;
 
 mod aleph;
+mod asgi;
 mod bad_input;
 mod executable;
 mod files;
+mod frameworks;
+mod handler;
 mod http;
 #[cfg(feature = "image")]
 mod image;
@@ -23,3 +26,5 @@ mod serve;
 #[cfg(all(feature = "host", feature = "image"))]
 mod vm;
 mod wasm;
+mod websocket;
+mod wsgi;

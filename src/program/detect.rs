@@ -31,6 +31,9 @@ const NODE: [&str; 12] = [
 /// Files that a program of executables may begin with, best first.
 const EXECUTABLE: [&str; 6] = ["run", "run.sh", "start.sh", "server", "app", "main"];
 
+/// As much of a `manage.py` is read, in bytes: Django's own has 700.
+const MANAGE_LIMIT: u64 = 64 << 10;
+
 /// What the first bytes of a file, or its name, say it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
@@ -190,6 +193,10 @@ impl Finder<'_> {
         if let Some(file) = first(&PYTHON) {
             return self.file(&file);
         }
+        if let Some(module) = django(self.root) {
+            let why = format!("manage.py is a Django project's, with {module}");
+            return self.python(&module, Some("application".to_owned()), why);
+        }
         let package = self.root.join("package.json");
         if package.is_file() {
             let why = "package.json is there".to_owned();
@@ -272,6 +279,22 @@ impl Finder<'_> {
             ..Component::new(name, self.root, engine, entrypoint)
         }
     }
+}
+
+/// The module of a Django project that a server begins with. `manage.py`, as Django writes it, names the package of the
+/// settings, and beside these are `wsgi.py` and `asgi.py`. Where both are WSGI is taken: what most views are written
+/// for blocks, and Django lets only one such view at once run over ASGI.
+fn django(root: &Path) -> Option<String> {
+    let mut manage = String::new();
+    let file = File::open(root.join("manage.py")).ok()?;
+    file.take(MANAGE_LIMIT).read_to_string(&mut manage).ok()?;
+    let named = manage.split_once("DJANGO_SETTINGS_MODULE")?.1;
+    // What stands in the next quotes behind the variable's own.
+    let settings = named.split(['"', '\'']).nth(2)?;
+    let package = settings.split('.').next().filter(|package| is_identifier(package))?;
+    let has = |kind: &&str| root.join(package).join(kind).with_extension("py").is_file();
+    let kind = ["wsgi", "asgi"].into_iter().find(has)?;
+    Some(format!("{package}.{kind}"))
 }
 
 fn module_of(file: &Path) -> String {
@@ -362,6 +385,20 @@ mod tests {
         );
         assert_eq!(engine(&[("go.sh", b"#!/bin/sh")]), EngineKind::Executable);
         assert_eq!(engine(&[("index.html", b"<p>"), ("a.css", b"")]), EngineKind::Static);
+    }
+
+    #[test]
+    fn knows_a_django_project() {
+        let manage = b"os.environ.setdefault(\"DJANGO_SETTINGS_MODULE\", \"shop.settings.dev\")";
+        let begins = |files: &[(&str, &[u8])]| match found(files, Hint::default()).unwrap().1 {
+            Entrypoint::Module { module, attribute } => format!("{module}:{}", attribute.unwrap_or_default()),
+            Entrypoint::File(file) => file.display().to_string(),
+        };
+        let both: &[(&str, &[u8])] = &[("manage.py", manage), ("shop/asgi.py", b""), ("shop/wsgi.py", b"")];
+        assert_eq!(begins(both), "shop.wsgi:application");
+        assert_eq!(begins(&both[..2]), "shop.asgi:application");
+        // Without either it is a Python file as any other.
+        assert_eq!(begins(&both[..1]), "manage:");
     }
 
     #[test]

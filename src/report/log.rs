@@ -30,7 +30,8 @@ pub fn begin(sink: impl Write + Send + 'static, level: &str) {
         .try_init();
 }
 
-/// `warning: the message key=value`, or `component | what the program printed`.
+/// `warning: the message key=value`, or `component | what the program printed`, with the number of the event that it was
+/// printed for where that is known: `component#17 | ...`.
 struct Line;
 
 impl<S, N> FormatEvent<S, N> for Line
@@ -43,7 +44,8 @@ where
         event.record(&mut parts);
         let metadata = event.metadata();
         if metadata.target() == "program" {
-            return writeln!(writer, "{} | {}", parts.component, parts.message);
+            let event = if parts.event.is_empty() { "" } else { "#" };
+            return writeln!(writer, "{}{event}{} | {}", parts.component, parts.event, parts.message);
         }
         let (word, colour) = match *metadata.level() {
             Level::ERROR => ("error: ", "\x1b[31m"),
@@ -68,6 +70,7 @@ where
 struct Parts {
     message: String,
     component: String,
+    event: String,
     rest: String,
 }
 
@@ -75,6 +78,7 @@ impl Visit for Parts {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "component" => self.component.push_str(value),
+            "event" => self.event.push_str(value),
             "stream" => {}
             _ => self.record_debug(field, &value),
         }

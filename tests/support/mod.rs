@@ -2,6 +2,7 @@
 
 mod client;
 mod process;
+pub mod websocket;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -11,11 +11,12 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::request::Parts;
 use http_body::{Body as HttpBody, Frame as BodyFrame};
 use http_body_util::BodyExt;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
@@ -23,8 +24,8 @@ use tokio::task::AbortHandle;
 
 use super::frame::{self, Frame, FrameError, Kind, PIECE, WINDOW};
 use super::socket::Socket;
-use super::{Fault, Language, ReplyHead};
-use crate::event::{Body, BodyError, Event, Failure, FailureKind, Input, Reply};
+use super::{Fault, Language, ReplyHead, websocket};
+use crate::event::{Body, BodyError, Context, Event, Failure, FailureKind, Input, Reply};
 
 /// How many events may be with one worker at once.
 const STREAMS: usize = 4096;
@@ -47,6 +48,8 @@ pub struct Channel {
     heard: AtomicU64,
     /// Something was heard: whoever waits for a sign of life looks again.
     sign_of_life: Notify,
+    /// The largest message of a WebSocket, where the program takes any; unset, their requests are requests as all are.
+    websockets: OnceLock<usize>,
 }
 
 #[derive(Default)]
@@ -72,10 +75,16 @@ struct Stream {
 enum State {
     Waiting(oneshot::Sender<Result<Reply, Failure>>),
     Streaming {
-        pieces: mpsc::UnboundedSender<Result<Bytes, BodyError>>,
+        pieces: mpsc::UnboundedSender<Result<BodyFrame<Bytes>, BodyError>>,
         /// Bytes that the reader of the reply's body has not taken yet.
         untaken: Arc<AtomicUsize>,
     },
+    /// A WebSocket that the program may accept, or deny with a reply like any other.
+    Connecting {
+        waiting: oneshot::Sender<Result<Reply, Failure>>,
+        socket: websocket::ToSocket,
+    },
+    Socket(websocket::ToSocket),
 }
 
 impl Drop for Stream {
@@ -122,6 +131,7 @@ impl Channel {
             began: Instant::now(),
             heard: AtomicU64::new(0),
             sign_of_life: Notify::new(),
+            websockets: OnceLock::new(),
         });
         Ok((channel, started))
     }
@@ -141,15 +151,24 @@ impl Channel {
         let (sender, receiver) = oneshot::channel();
         let pending = match input {
             Input::Message(message) => {
-                let stream = self.open(sender, None)?;
-                self.send(|out| frame::put(out, Kind::Message, stream, message.body.as_bytes()));
+                let stream = self.open(State::Waiting(sender), None)?;
+                self.send(|out| {
+                    frame::put_with(out, Kind::Message, stream, |out| {
+                        self.language.encode_message(out, &context, &message);
+                    });
+                });
                 Pending::new(&self, stream)
             }
-            Input::Http(request) => {
+            Input::Http(mut request) => {
+                if let Some(limit) = self.websockets.get()
+                    && let Some(upgrade) = websocket::upgrade_of(&mut request)
+                {
+                    return websocket::handle(&self, &context, request, upgrade, *limit).await;
+                }
                 let (head, body) = request.into_parts();
                 match body.try_into_bytes() {
                     Ok(whole) if whole.len() <= PIECE => {
-                        let stream = self.open(sender, None)?;
+                        let stream = self.open(State::Waiting(sender), None)?;
                         self.send(|out| {
                             frame::put_with(out, Kind::Request, stream, |out| {
                                 self.language.encode_request(out, &context, &head, Some(&whole));
@@ -160,7 +179,7 @@ impl Channel {
                     body => {
                         let body = body.map_or_else(|stream| stream, Body::from);
                         let window = Arc::new(Semaphore::new(WINDOW));
-                        let stream = self.open(sender, Some(window.clone()))?;
+                        let stream = self.open(State::Waiting(sender), Some(window.clone()))?;
                         self.send(|out| {
                             frame::put_with(out, Kind::Request, stream, |out| {
                                 self.language.encode_request(out, &context, &head, None);
@@ -184,6 +203,40 @@ impl Channel {
     /// Sends a frame that belongs to no event.
     pub fn tell(&self, kind: Kind, payload: &[u8]) {
         self.send(|out| frame::put(out, kind, frame::WORKER, payload));
+    }
+
+    /// The program takes WebSockets, messages of `limit` bytes at most.
+    pub fn take_websockets(&self, limit: usize) {
+        // The second worker of a component finds the same.
+        let _ = self.websockets.set(limit);
+    }
+
+    /// Opens a stream for a WebSocket and tells the worker of the request for it.
+    pub(super) fn connect(
+        &self,
+        context: &Context,
+        head: &Parts,
+        waiting: oneshot::Sender<Result<Reply, Failure>>,
+        socket: websocket::ToSocket,
+        window: Arc<Semaphore>,
+    ) -> Result<u32, Failure> {
+        let stream = self.open(State::Connecting { waiting, socket }, Some(window))?;
+        self.send(|out| {
+            frame::put_with(out, Kind::Connect, stream, |out| {
+                self.language.encode_request(out, context, head, None);
+            });
+        });
+        Ok(stream)
+    }
+
+    /// Sends a frame that belongs to `stream`.
+    pub(super) fn tell_of(&self, stream: u32, kind: Kind, payload: &[u8]) {
+        self.send(|out| frame::put(out, kind, stream, payload));
+    }
+
+    /// Forgets an event that is over, on both sides.
+    pub(super) fn forget(&self, stream: u32) {
+        self.streams().open.remove(&stream);
     }
 
     /// How many events the worker has.
@@ -218,7 +271,7 @@ impl Channel {
 
     /// Ends the events that are too old, and says when the oldest one of the others began.
     fn expire_now(&self, limit: Duration, failure: &Failure) -> Option<Instant> {
-        let waiting = |stream: &Stream| matches!(stream.state, State::Waiting(_));
+        let waiting = |stream: &Stream| matches!(stream.state, State::Waiting(_) | State::Connecting { .. });
         let late: Vec<u32> = {
             let streams = self.streams();
             let late = |stream: &Stream| waiting(stream) && stream.began.elapsed() >= limit;
@@ -269,11 +322,7 @@ impl Channel {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(
-        &self,
-        reply: oneshot::Sender<Result<Reply, Failure>>,
-        window: Option<Arc<Semaphore>>,
-    ) -> Result<u32, Failure> {
+    fn open(&self, state: State, window: Option<Arc<Semaphore>>) -> Result<u32, Failure> {
         let mut streams = self.streams();
         if let Some(failure) = &streams.closed {
             return Err(failure.clone());
@@ -293,7 +342,7 @@ impl Channel {
         let id = streams.last;
         let stream = Stream {
             began: Instant::now(),
-            state: State::Waiting(reply),
+            state,
             window,
             pump: None,
         };
@@ -302,7 +351,7 @@ impl Channel {
     }
 
     /// Forgets an event that nobody waits for, and tells the worker if it still has it.
-    fn cancel(&self, stream: u32) {
+    pub(super) fn cancel(&self, stream: u32) {
         let removed = self.streams().open.remove(&stream);
         if removed.is_some() {
             self.send(|out| frame::put(out, Kind::Cancel, stream, b""));
@@ -389,7 +438,9 @@ impl Channel {
                 self.finish(stream, Err(failure));
             }
             Kind::Piece => self.take_piece(stream, payload),
-            Kind::End => drop(self.streams().open.remove(&stream)),
+            Kind::End => self.end(stream, payload),
+            Kind::Accept => self.accept(stream, payload),
+            Kind::Text | Kind::Binary | Kind::Close => self.take_for_socket(kind, stream, payload),
             Kind::Taken => {
                 let Some(bytes) = payload.first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize) else {
                     return;
@@ -412,7 +463,14 @@ impl Channel {
                 }
             }
             // That something was heard is all that a pong says; the rest is never sent by a worker.
-            Kind::Pong | Kind::Load | Kind::Request | Kind::Message | Kind::Cancel | Kind::Stop | Kind::Ping => {}
+            Kind::Pong
+            | Kind::Load
+            | Kind::Request
+            | Kind::Message
+            | Kind::Connect
+            | Kind::Cancel
+            | Kind::Stop
+            | Kind::Ping => {}
         }
     }
 
@@ -423,7 +481,7 @@ impl Channel {
         match result {
             Err(failure) => fail(stream, failure),
             Ok(reply) => {
-                if let State::Waiting(waiting) = take_state(&mut stream) {
+                if let State::Waiting(waiting) | State::Connecting { waiting, .. } = take_state(&mut stream) {
                     let _ = waiting.send(Ok(reply));
                 }
             }
@@ -452,7 +510,9 @@ impl Channel {
             pieces,
             untaken: untaken.clone(),
         };
-        if let State::Waiting(waiting) = std::mem::replace(&mut stream.state, streaming) {
+        if let State::Waiting(waiting) | State::Connecting { waiting, .. } =
+            std::mem::replace(&mut stream.state, streaming)
+        {
             *response.body_mut() = Body::stream(Pieces {
                 channel: self.clone(),
                 stream: id,
@@ -467,11 +527,16 @@ impl Channel {
 
     fn take_piece(&self, id: u32, payload: Bytes) {
         let streams = self.streams();
-        let Some(State::Streaming { pieces, untaken }) = streams.open.get(&id).map(|stream| &stream.state) else {
-            return;
+        let (pieces, untaken) = match streams.open.get(&id).map(|stream| &stream.state) {
+            Some(State::Streaming { pieces, untaken }) => (pieces, untaken),
+            Some(State::Socket(_)) => {
+                drop(streams);
+                return self.take_for_socket(Kind::Piece, id, payload);
+            }
+            _ => return,
         };
         if untaken.fetch_add(payload.len(), Ordering::Relaxed) <= WINDOW + PIECE {
-            let _ = pieces.send(Ok(payload));
+            let _ = pieces.send(Ok(BodyFrame::data(payload)));
             return;
         }
         drop(streams);
@@ -480,6 +545,59 @@ impl Channel {
             "the worker sent more of a body than its window allows",
         );
         self.finish_and_cancel(id, failure);
+    }
+
+    /// The end of a reply that came in pieces, with its trailers if there are any.
+    fn end(&self, id: u32, payload: Bytes) {
+        let Some(mut stream) = self.streams().open.remove(&id) else {
+            return;
+        };
+        if payload.is_empty() {
+            return;
+        }
+        match (take_state(&mut stream), self.language.decode_reply(payload)) {
+            (State::Streaming { pieces, .. }, Ok(ReplyHead { response, .. })) => {
+                let trailers = response.into_parts().0.headers;
+                let _ = pieces.send(Ok(BodyFrame::trailers(trailers)));
+            }
+            (State::Streaming { pieces, .. }, Err(reason)) => drop(pieces.send(Err(reason.into()))),
+            _ => {}
+        }
+    }
+
+    /// The program accepts a WebSocket.
+    fn accept(&self, id: u32, payload: Bytes) {
+        let head = match self.language.decode_reply(payload) {
+            Ok(head) => head,
+            Err(reason) => return self.finish_and_cancel(id, Failure::new(FailureKind::Program, reason)),
+        };
+        let mut streams = self.streams();
+        let Some(stream) = streams.open.get_mut(&id) else {
+            return;
+        };
+        match take_state(stream) {
+            State::Connecting { waiting, socket } => {
+                stream.state = State::Socket(socket);
+                drop(streams);
+                let _ = waiting.send(Ok(Reply::Http(head.response)));
+            }
+            other => stream.state = other,
+        }
+    }
+
+    fn take_for_socket(&self, kind: Kind, id: u32, payload: Bytes) {
+        let streams = self.streams();
+        let Some(State::Socket(socket)) = streams.open.get(&id).map(|stream| &stream.state) else {
+            return;
+        };
+        if !socket.put(kind, payload) {
+            drop(streams);
+            let failure = Failure::new(
+                FailureKind::Program,
+                "the worker sent more of a message than its window allows",
+            );
+            self.finish_and_cancel(id, failure);
+        }
     }
 
     fn finish_and_cancel(&self, id: u32, failure: Failure) {
@@ -502,8 +620,10 @@ fn take_state(stream: &mut Stream) -> State {
 
 fn fail(mut stream: Stream, failure: Failure) {
     match take_state(&mut stream) {
-        State::Waiting(waiting) => drop(waiting.send(Err(failure))),
+        State::Waiting(waiting) | State::Connecting { waiting, .. } => drop(waiting.send(Err(failure))),
         State::Streaming { pieces, .. } => drop(pieces.send(Err(failure.into()))),
+        // Its other end sees that nothing comes any more.
+        State::Socket(_) => {}
     }
 }
 
@@ -553,7 +673,7 @@ impl Drop for Pending<'_> {
 struct Pieces {
     channel: Arc<Channel>,
     stream: u32,
-    receiver: mpsc::UnboundedReceiver<Result<Bytes, BodyError>>,
+    receiver: mpsc::UnboundedReceiver<Result<BodyFrame<Bytes>, BodyError>>,
     untaken: Arc<AtomicUsize>,
     ended: bool,
 }
@@ -562,14 +682,19 @@ impl HttpBody for Pieces {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<BodyFrame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<BodyFrame<Bytes>, BodyError>>> {
         match std::task::ready!(self.receiver.poll_recv(cx)) {
-            Some(Ok(piece)) => {
-                self.untaken.fetch_sub(piece.len(), Ordering::Relaxed);
-                let taken = (piece.len() as u32).to_le_bytes();
-                self.channel
-                    .send(|out| frame::put(out, Kind::Taken, self.stream, &taken));
-                Poll::Ready(Some(Ok(BodyFrame::data(piece))))
+            Some(Ok(part)) => {
+                if let Some(piece) = part.data_ref() {
+                    self.untaken.fetch_sub(piece.len(), Ordering::Relaxed);
+                    let taken = (piece.len() as u32).to_le_bytes();
+                    self.channel
+                        .send(|out| frame::put(out, Kind::Taken, self.stream, &taken));
+                }
+                Poll::Ready(Some(Ok(part)))
             }
             Some(Err(error)) => {
                 self.ended = true;

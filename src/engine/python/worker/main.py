@@ -1,0 +1,164 @@
+"""The worker's life: wait for the program, load it, give it its events, let it shut down."""
+
+import asyncio
+import atexit
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+
+from . import asgi, output, program
+from .channel import (CANCEL, CONNECT, END, HEADER, LENGTH, LOAD, MESSAGE, PING, PONG, READY, REFUSED, REQUEST, STOP,
+                      TAKEN, Channel)
+from .report import Refused, fault, last_line, own_traceback
+
+
+class Worker:
+    """The program, and the events that it has."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        self.exchanges = {}
+        self.loop = None
+        self.ready = ()
+        self.program = None
+        self.stopping = False
+        self.idle = None
+
+    def on_frame(self, kind, stream, payload):
+        if kind == REQUEST:
+            self.program.request(stream, payload)
+        elif kind == MESSAGE:
+            self.program.message(stream, payload)
+        elif kind == CONNECT:
+            self.program.connect(stream, payload)
+        elif kind == PING:
+            self.channel.write(PONG, 0)
+        elif kind == STOP:
+            self.stop()
+        else:
+            exchange = self.exchanges.get(stream)
+            if exchange is None:
+                return
+            if kind == TAKEN:
+                exchange.add_credit(LENGTH.unpack(payload)[0])
+            elif kind == END:
+                exchange.end_body()
+            elif kind == CANCEL:
+                exchange.disconnect(None)
+            else:
+                exchange.take_piece(kind, bytes(payload))
+
+    def begin(self, exchange, work):
+        """Has the loop do this event's work."""
+        self.exchanges[exchange.stream] = exchange
+        # The first step of a task waits for the loop's next turn. It is run at once where that can be had, as Python
+        # 3.12's eager tasks are (which the program would not find among all tasks): most events end in it.
+        ready = self.ready
+        before = len(ready)
+        exchange.task = self.loop.create_task(work)
+        if len(ready) == before + 1:
+            ready.pop()._run()
+
+    def forget(self, exchange):
+        """This event is through."""
+        self.exchanges.pop(exchange.stream, None)
+        output.end_line(exchange.event)
+        if self.idle is not None and not self.exchanges:
+            asgi.settle(self.idle, None)
+
+    def stop(self):
+        if not self.stopping:
+            self.stopping = True
+            self.ending = self.loop.create_task(self.end())
+
+    async def end(self):
+        for exchange in list(self.exchanges.values()):
+            exchange.stop()
+        if self.exchanges:
+            self.idle = self.loop.create_future()
+            await self.idle
+        try:
+            await self.program.shutdown()
+        finally:
+            self.loop.stop()
+
+    def run(self):
+        # While nobody waits: a loop, and what the interpreter itself consists of out of the collector's way.
+        self.loop = asyncio.new_event_loop()
+        gc.collect()
+        gc.freeze()
+        kind, payload = self.channel.read_first()
+        if kind != LOAD:
+            sys.exit(f"the first frame is of the kind {kind}, not a program to load")
+        load = json.loads(payload)
+        program.prepare(load)
+        self.loop = loop = program.event_loop_for(load, self.loop)
+        asyncio.set_event_loop(loop)
+        self.channel.loop = loop
+        self.ready = getattr(loop, "_ready", ())
+        try:
+            name, target, kind = program.find(load)
+            self.program = self.interface(kind)(target, self, load)
+            loop.run_until_complete(self.program.startup())
+        except Refused as error:
+            self.refuse(str(error), None)
+        except BaseException as error:
+            self.refuse(last_line(error), own_traceback(error))
+        found = {"found": f"`{name}` is {kind}", "websockets": self.program.websockets}
+        self.say(READY, json.dumps(found).encode())
+        # The program as it was imported stays, too. What garbage there is among it is not worth the time to find it.
+        gc.freeze()
+        self.channel.attach(loop, self.on_frame, self.stop)
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        if self.channel.rest:
+            rest, self.channel.rest = self.channel.rest, b""
+            self.channel.parse(rest)
+        loop.run_forever()
+        self.channel.flush_blocking()
+        leave(0)
+
+    @staticmethod
+    def interface(kind):
+        # What a program doesn't use it doesn't wait for.
+        if kind == program.ASGI:
+            return asgi.Application
+        if kind == program.WSGI:
+            from . import wsgi
+
+            return wsgi.Application
+        from . import handler
+
+        return handler.Handler
+
+    def refuse(self, message, text):
+        self.channel.sock.setblocking(True)
+        self.say(REFUSED, fault(message, text))
+        leave(1)
+
+    def say(self, kind, payload):
+        self.channel.sock.sendall(HEADER.pack(len(payload), 0, kind) + payload)
+
+
+def leave(status):
+    """Ends the process though threads of the program may still run."""
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    output.end()
+    os._exit(status)
+
+
+def main():
+    descriptor = int(sys.argv[1])
+    # What the program starts has no business with the channel.
+    os.set_inheritable(descriptor, False)
+    output.begin()
+    Worker(Channel(socket.socket(fileno=descriptor))).run()

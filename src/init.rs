@@ -7,6 +7,7 @@
 mod data;
 mod guest;
 pub mod image_environment;
+mod keeper;
 mod place;
 mod shell;
 
@@ -84,6 +85,9 @@ fn tell_of(machine: &machine::Prepared) {
 async fn live_in_machine() -> io::Result<()> {
     if let Err(error) = machine::network::loopback_up() {
         tracing::warn!("{error}");
+    }
+    if machine::power::is_machines_init() {
+        keeper::keep_programs(None);
     }
     let settings = Settings {
         cache: Some(PathBuf::from("/var/cache/polyinit")),

@@ -3,6 +3,7 @@
 //! A new language is one folder here, one arm in [`start`] and one line in `program::detect`.
 
 pub mod executable;
+pub mod keeper;
 pub mod node;
 pub mod output;
 pub mod process;

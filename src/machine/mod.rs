@@ -9,6 +9,7 @@
 //! halt          -> power::restart (processes::end_all, volumes::release_all, sync, reboot)
 //! ```
 
+pub mod cgroup;
 pub mod console;
 pub mod hostname;
 pub mod initramfs;

@@ -12,7 +12,6 @@
 pub mod cgroup;
 pub mod console;
 pub mod hostname;
-pub mod initramfs;
 pub mod keys;
 pub mod mount_table;
 pub mod mounts;

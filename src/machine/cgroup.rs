@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::Pid;
 
 /// Where `mounts` puts the hierarchy.
 const HIERARCHY: &str = "/sys/fs/cgroup";
@@ -197,6 +199,21 @@ impl Drop for Group {
     fn drop(&mut self) {
         // One with processes that are still ending stays until the machine ends: an empty directory costs a page.
         let _ = fs::remove_dir(&self.directory);
+    }
+}
+
+/// Sends `signal` to every process in the group of all programs, where there is one.
+pub fn signal_programs(signal: Signal) {
+    let groups = fs::read_dir(Path::new(HIERARCHY).join("programs"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    for group in groups.map(|group| group.path()).filter(|path| path.is_dir()) {
+        let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        for process in processes.lines().filter_map(|line| line.parse().ok()) {
+            // ESRCH: it has ended meanwhile.
+            let _ = kill(Pid::from_raw(process), signal);
+        }
     }
 }
 

@@ -9,6 +9,8 @@ mod executable;
 #[cfg(feature = "image")]
 mod image;
 #[cfg(all(feature = "host", feature = "image"))]
+mod machine;
+#[cfg(all(feature = "host", feature = "image"))]
 mod microvm;
 mod node;
 mod python;

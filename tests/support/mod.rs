@@ -1,6 +1,8 @@
 //! A program served by the binary, and a client to ask it.
 
 mod client;
+#[cfg(all(feature = "host", feature = "image"))]
+pub mod machine;
 mod process;
 
 use std::path::{Path, PathBuf};

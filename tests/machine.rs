@@ -95,7 +95,7 @@ async fn options_come_from_the_image_and_the_command_line() {
         "the kernel's command line: there is no option \"lgo\"; did you mean \"log\"?",
         "/usr/bin/missing --flag can't be started: No such file",
     ] {
-        machine.wait_for(&format!("warning: {warning}"));
+        machine.wait_for(warning);
     }
     let read = async |path: &str| machine.text(&format!("/read?path={path}")).await;
     let modules = read("/proc/modules").await;

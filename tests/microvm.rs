@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use crate::support::api::Api;
 use crate::support::machine::{Machine, image};
 use crate::support::{PATIENCE, Running, built, program, request};
 
@@ -151,6 +152,109 @@ async fn a_program_finds_a_machine_as_it_should_be() {
 async fn without_a_network_device_there_is_still_loopback() {
     let machine = boot(&program("machine-report"), &[]);
     assert_eq!(machine.json("/loopback").await, json!(["127.0.0.1", "::1"]));
+    machine.halt();
+}
+
+#[tokio::test]
+async fn the_networks_sdk_reaches_its_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api");
+    let _api = Api::serve(&socket);
+    let machine = boot(&program("aleph-sdk"), &["--guest-api", socket.to_str().unwrap()]);
+    assert_eq!(
+        machine.json("/cache").await,
+        json!({"before": null, "after": "hello, host", "keys": ["greeting"], "binary": 256_000, "deleted": true})
+    );
+    let signed = machine.json("/account").await;
+    assert_eq!(
+        (&signed["sender"], &signed["signature"]),
+        (&json!("0xabc"), &json!("0xsigned"))
+    );
+    let message = http::Request::post("/_polyinit/message");
+    let value = request(&machine.address, message, r#"{"item_hash": "cafe"}"#).await;
+    assert_eq!(value.json(), json!({"seen": "cafe"}));
+    machine.halt();
+}
+
+#[tokio::test]
+async fn whoever_has_a_key_can_log_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&key)
+        .status();
+    assert!(made.unwrap().success());
+    // A port that is free now, and hardly anybody else's in a second.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let (forward, public) = (format!("{port}:22"), format!("{}.pub", key.display()));
+    let arguments = ["--net", "--forward", &forward, "--authorized-keys", &public];
+    let machine = boot(&program("machine-report"), &arguments);
+    assert_eq!(
+        machine.json("/mode?path=/root/.ssh/authorized_keys").await,
+        "100600 0:0"
+    );
+    assert_eq!(machine.json("/mode?path=/root/.ssh").await, "40700 0:0");
+    let log_in = |key: &Path, command: &str| {
+        let mut ssh = Command::new("ssh");
+        ssh.arg("-p")
+            .arg(port.to_string())
+            .arg("-i")
+            .arg(key)
+            .args(["-F", "/dev/null"]);
+        for option in [
+            "BatchMode=yes",
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "ConnectTimeout=10",
+        ] {
+            ssh.args(["-o", option]);
+        }
+        ssh.args(["root@127.0.0.1", command]).output().unwrap()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let said = loop {
+        let output = log_in(&key, "hostname; cat /proc/1/comm");
+        if output.status.success() {
+            break String::from_utf8(output.stdout).unwrap();
+        }
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(Instant::now() < deadline, "{why}: {}", machine.output());
+    };
+    let (name, init) = said.trim().split_once('\n').unwrap();
+    assert_eq!((name.len(), init), (52, "init"));
+
+    let other = folder.path().join("other");
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&other)
+        .status();
+    assert!(made.unwrap().success());
+    let refused = log_in(&other, "true");
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(why.contains("Permission denied (publickey)"), "{why}");
+    machine.halt();
+}
+
+#[tokio::test]
+async fn the_hosts_data_is_in_data() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("input.txt"), "from the host").unwrap();
+    let machine = boot(
+        &program("machine-report"),
+        &[
+            "--data",
+            folder.path().to_str().unwrap(),
+            "--net",
+            "--append",
+            "polyinit.root_size=64M",
+        ],
+    );
+    assert_eq!(machine.json("/show?path=/data/input.txt").await, "from the host");
     machine.halt();
 }
 

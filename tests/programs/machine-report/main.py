@@ -56,6 +56,11 @@ def show(query):
     return read(query["path"][0])
 
 
+def mode(query):
+    found = os.stat(query["path"][0])
+    return f"{found.st_mode:o} {found.st_uid}:{found.st_gid}"
+
+
 def loopback(query):
     """A server and a client on 127.0.0.1 and ::1."""
     said = []
@@ -126,5 +131,6 @@ ROUTES = {
     "/orphans": orphans,
     "/init-time": init_time,
     "/eat": eat,
+    "/mode": mode,
     "/zombies": zombies,
 }

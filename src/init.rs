@@ -163,9 +163,13 @@ async fn live_in_machine(options: MachineOptions) -> io::Result<()> {
         let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, wire::PORT)).await?;
         say_ready(&mut stream).await
     };
+    let place = Place::Machine {
+        services,
+        mtu: options.mtu,
+    };
     let mut limits = Limits::default();
     limits.event = options.event_limit.unwrap_or(limits.event);
-    let guest = Guest::new(Place::Machine(services), settings.clone()).with_shell(options.shell);
+    let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
     let intake = Intake::new(guest, limits);
     for address in options.http {
         tokio::spawn(serve_http(address, intake.handler()));

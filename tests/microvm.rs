@@ -241,7 +241,7 @@ async fn whoever_has_a_key_can_log_in() {
 }
 
 #[tokio::test]
-async fn the_hosts_data_is_in_data() {
+async fn the_hosts_data_is_in_data_and_the_owners_mtu_on_eth0() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("input.txt"), "from the host").unwrap();
     let machine = boot(
@@ -255,6 +255,7 @@ async fn the_hosts_data_is_in_data() {
         ],
     );
     assert_eq!(machine.json("/show?path=/data/input.txt").await, "from the host");
+    assert_eq!(machine.json("/show?path=/sys/class/net/eth0/mtu").await, "1400\n");
     machine.halt();
 }
 

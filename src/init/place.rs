@@ -13,8 +13,12 @@ use crate::wire::Configuration;
 
 /// A place to put programs and their data.
 pub enum Place {
-    /// With what runs there beside the program.
-    Machine(Services),
+    Machine {
+        /// What runs there beside the program.
+        services: Services,
+        /// The largest packet of its Ethernet device, where its owner chose one.
+        mtu: Option<u32>,
+    },
     Folder {
         root: PathBuf,
         /// Files that stand for block devices.
@@ -29,7 +33,7 @@ impl Place {
     /// The path that `path`, absolute in a machine, has here.
     pub fn path(&self, path: &str) -> PathBuf {
         match self {
-            Self::Machine(_) => PathBuf::from(path),
+            Self::Machine { .. } => PathBuf::from(path),
             Self::Folder { root, .. } => root.join(path.trim_start_matches('/')),
         }
     }
@@ -41,7 +45,7 @@ impl Place {
 
     /// Ends what runs beside the program.
     pub async fn halt(&self) {
-        if let Self::Machine(services) = self {
+        if let Self::Machine { services, .. } = self {
             services.stop().await;
         }
     }
@@ -52,7 +56,7 @@ impl Place {
     /// A sentence that names what of the configuration can't be done.
     pub async fn set_up(&self, configuration: &Configuration, settings: &Settings) -> Result<(), PlaceError> {
         match self {
-            Self::Machine(services) => set_up_machine(configuration, services, settings).await,
+            Self::Machine { services, mtu } => set_up_machine(configuration, services, *mtu, settings).await,
             Self::Folder { devices, .. } => {
                 for volume in &configuration.volumes {
                     let target = self.inside(&volume.mount)?;
@@ -88,6 +92,7 @@ impl Place {
 async fn set_up_machine(
     configuration: &Configuration,
     services: &Services,
+    mtu: Option<u32>,
     settings: &Settings,
 ) -> Result<(), PlaceError> {
     // Everything is looked at before anything is done: a mistake leaves the machine as it was.
@@ -97,6 +102,7 @@ async fn set_up_machine(
         ipv6: configuration.ipv6.clone(),
         ipv6_gateway: configuration.ipv6_gateway.clone(),
         dns_servers: configuration.dns_servers.clone(),
+        mtu,
     })?;
     let volumes: Vec<Volume> = configuration
         .volumes

@@ -20,13 +20,14 @@ const FILE_LIMIT: u64 = 64 << 10;
 const PREFIX: &str = "polyinit.";
 
 /// Every key, for who mistypes one. `service` and `sysctl` have a name behind them.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "console",
     "event_limit",
     "http",
     "log",
     "login",
     "modules",
+    "mtu",
     "reserve",
     "root_size",
     "service",
@@ -50,6 +51,8 @@ pub struct Options {
     pub http: Vec<SocketAddr>,
     /// Kernel modules to load, with what they depend on.
     pub modules: Vec<String>,
+    /// The largest packet of the Ethernet device, in bytes.
+    pub mtu: Option<u32>,
     /// Kernel parameters: `net.core.somaxconn` and its value.
     pub sysctl: BTreeMap<String, String>,
     /// Commands that run beside the program, by name, each in its words.
@@ -212,6 +215,12 @@ impl Options {
                 self.vsock_port = Some(one(values, "a port from 1 to 4294967294", |text| {
                     text.parse().ok().filter(|port| (1..u32::MAX).contains(port))
                 })?);
+            }
+            "mtu" => {
+                // What IPv6 asks for (RFC 8200, section 5) to what an IP packet can be.
+                let expected = "a number of bytes from 1280 to 65535";
+                let read = |text: &str| text.parse().ok().filter(|bytes| (1280..=65_535).contains(bytes));
+                self.mtu = Some(one(values, expected, read)?);
             }
             "root_size" => self.root_size = Some(one(values, "a size such as 64M or 50%", size)?),
             "shell" => match one(values, "true or false", |text| text.parse().ok())? {
@@ -386,6 +395,7 @@ mod tests {
         vsock_port = 52
         http = ["0.0.0.0:8080", "[::]:80"]
         modules = ["nfs", "fuse"]
+        mtu = 1400
         login = "/dev/ttyS0"
         root_size = "25%"
         reserve = 16777216
@@ -408,7 +418,7 @@ mod tests {
         assert_eq!(from_file.services["cron"], ["/usr/sbin/cron", "-f"]);
         assert!(from_file.shell);
         let line = "ro polyinit.log=debug polyinit.console=hvc0 polyinit.event_limit=1048576 polyinit.vsock_port=52 \
-                    polyinit.http=0.0.0.0:8080,[::]:80 polyinit.modules=nfs,fuse polyinit.login=ttyS0 \
+                    polyinit.http=0.0.0.0:8080,[::]:80 polyinit.modules=nfs,fuse polyinit.mtu=1400 polyinit.login=ttyS0 \
                     polyinit.root_size=25% polyinit.reserve=16M polyinit.sysctl.net.core.somaxconn=4096 \
                     polyinit.sysctl.vm/swappiness=10 polyinit.service.ntp=\"/usr/sbin/ntpd -n\" \
                     \"polyinit.service.cron=/usr/sbin/cron -f\" quiet\n";
@@ -479,6 +489,7 @@ mod tests {
             "root_size=0%",
             "root_size=1M,mode=0777",
             "http=8080",
+            "mtu=100",
             "log=nonsense=nonsense=nonsense",
         ] {
             let (options, mistakes) = of("", &format!("polyinit.{word}"));

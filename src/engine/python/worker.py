@@ -540,6 +540,7 @@ class Worker:
         gc.freeze()
         self.channel.attach(loop, self.on_frame, self.stop)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGCONT, reseed)
         if self.channel.rest:
             rest, self.channel.rest = self.channel.rest, b""
             self.channel.parse(rest)
@@ -552,6 +553,12 @@ class Worker:
         self.channel.sock.setblocking(True)
         self.channel.sock.sendall(HEADER.pack(len(payload), 0, REFUSED) + payload)
         leave(1)
+
+
+def reseed():
+    """The machine was stopped, or is a copy of one that was: its twin must not have the same random numbers."""
+    if random := sys.modules.get("random"):
+        random.seed()
 
 
 def leave(status):

@@ -14,6 +14,8 @@ mod http;
 #[cfg(feature = "image")]
 mod image;
 mod invoke;
+#[cfg(all(feature = "host", feature = "image"))]
+mod machine;
 mod manifest;
 #[cfg(all(feature = "host", feature = "image"))]
 mod microvm;

@@ -4,6 +4,7 @@
 
 pub mod executable;
 pub mod files;
+pub mod keeper;
 pub mod node;
 pub mod output;
 pub mod process;

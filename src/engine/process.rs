@@ -20,6 +20,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
 use super::Settings;
+use super::keeper::{self, Kept};
 use super::output::{self, Tail};
 use crate::program::Component;
 
@@ -55,11 +56,16 @@ pub struct Process {
     leader: Pid,
     tail: Tail,
     ended: Option<Exit>,
+    /// Its place in the machine, where that keeps programs.
+    kept: Option<Box<dyn Kept>>,
 }
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit(ExitStatus);
+pub struct Exit {
+    status: ExitStatus,
+    out_of_memory: bool,
+}
 
 /// The environment of `component`: that of every program, then its own.
 pub fn environment(component: &Component, settings: &Settings) -> Vec<(String, String)> {
@@ -125,7 +131,13 @@ impl Launch {
             .kill_on_drop(true);
         let parent = nix::unistd::getpid();
         let channel = self.channel.as_ref().map(AsRawFd::as_raw_fd);
+        let kept = keeper::place_for(&self.component);
+        let entrance = kept.as_ref().map(|kept| kept.entrance()).transpose()?;
         let prepare = move || {
+            if let Some(entrance) = &entrance {
+                nix::unistd::write(entrance, b"0")?;
+                prefer_when_memory_runs_out();
+            }
             nix::unistd::setsid()?;
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
             if nix::unistd::getppid() != parent {
@@ -163,11 +175,17 @@ impl Launch {
             leader,
             tail,
             ended: None,
+            kept,
         })
     }
 }
 
 impl Process {
+    /// Its place in the machine, to set limits there; `None` where nobody keeps programs.
+    pub fn kept(&self) -> Option<&dyn Kept> {
+        self.kept.as_deref()
+    }
+
     /// The program's process id, which also is the id of its session and its process group.
     pub fn leader(&self) -> Pid {
         self.leader
@@ -187,12 +205,23 @@ impl Process {
         if let Some(exit) = self.ended {
             return Ok(exit);
         }
-        let exit = Exit(self.child.wait().await?);
+        let exit = Exit {
+            status: self.child.wait().await?,
+            out_of_memory: self.kept().is_some_and(Kept::ran_out_of_memory),
+        };
         self.ended = Some(exit);
         // The leader's id is free from here on, but as long as any process is in the group or the session the kernel
         // gives it to nobody else; and if none is, ids being handed out in a circle, nobody has it yet.
-        kill_session(self.leader);
+        self.kill_all();
         Ok(exit)
+    }
+
+    fn kill_all(&self) {
+        kill_session(self.leader);
+        // What has left the session can't leave this.
+        if let Some(kept) = &self.kept {
+            kept.kill();
+        }
     }
 
     /// The last lines, once the program has ended: waits for those still in the pipe.
@@ -230,7 +259,7 @@ impl Process {
         if let Ok(Err(error)) = tokio::time::timeout_at(deadline, all_ended).await {
             return Err(error);
         }
-        kill_session(self.leader);
+        self.kill_all();
         kin.iter().for_each(Kin::kill);
         self.ended().await
     }
@@ -239,7 +268,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            kill_session(self.leader);
+            self.kill_all();
         }
     }
 }
@@ -247,20 +276,33 @@ impl Drop for Process {
 impl Exit {
     /// Whether the program ended of itself and with status 0.
     pub fn success(self) -> bool {
-        self.0.success()
+        self.status.success()
     }
 }
 
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.0.code(), self.0.signal()) {
+        match (self.status.code(), self.status.signal()) {
             (Some(code), _) => write!(f, "exited with status {code}"),
+            (None, Some(nix::libc::SIGKILL)) if self.out_of_memory => {
+                f.write_str("was killed by the kernel, since it was out of memory")
+            }
             (None, Some(number)) => match Signal::try_from(number) {
                 Ok(signal) => write!(f, "was killed by {signal}"),
                 Err(_) => write!(f, "was killed by signal {number}"),
             },
-            (None, None) => write!(f, "ended ({})", self.0),
+            (None, None) => write!(f, "ended ({})", self.status),
         }
+    }
+}
+
+/// Makes this process one that the kernel rather ends than others of the machine, should memory run out (proc_pid_oom_score_adj(5)).
+/// For between fork and exec: nothing but system calls.
+fn prefer_when_memory_runs_out() {
+    use nix::fcntl::{OFlag, open};
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    if let Ok(file) = open(c"/proc/self/oom_score_adj", flags, nix::sys::stat::Mode::empty()) {
+        let _ = nix::unistd::write(file, b"500");
     }
 }
 

@@ -30,6 +30,11 @@ pub fn begin(sink: impl Write + Send + 'static, level: &str) {
         .try_init();
 }
 
+/// Whether `text` says what is logged, as [`VARIABLE`] does.
+pub fn is_filter(text: &str) -> bool {
+    !text.is_empty() && EnvFilter::try_new(text).is_ok()
+}
+
 /// `warning: the message key=value`, or `component | what the program printed`, with the number of the event that it was
 /// printed for where that is known: `component#17 | ...`.
 struct Line;

@@ -1,6 +1,10 @@
 //! A program served by the binary, and a client to ask it.
 
+#[cfg(all(feature = "host", feature = "image"))]
+pub mod api;
 mod client;
+#[cfg(all(feature = "host", feature = "image"))]
+pub mod machine;
 mod process;
 pub mod websocket;
 

@@ -114,6 +114,7 @@ class Worker:
         gc.freeze()
         self.channel.attach(loop, self.on_frame, self.stop)
         loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGCONT, reseed)
         if self.channel.rest:
             rest, self.channel.rest = self.channel.rest, b""
             self.channel.parse(rest)
@@ -141,6 +142,12 @@ class Worker:
 
     def say(self, kind, payload):
         self.channel.sock.sendall(HEADER.pack(len(payload), 0, kind) + payload)
+
+
+def reseed():
+    """The machine was stopped, or is a copy of one that was: its twin must not have the same random numbers."""
+    if random := sys.modules.get("random"):
+        random.seed()
 
 
 def leave(status):

@@ -27,6 +27,7 @@ setup:
 
 guests: setup
 	wasm-examples/build
+	tests/host/get-programs
 
 vm: setup
 	tests/host/get-vm

@@ -13,19 +13,31 @@ use super::{Component, EngineKind, Entrypoint, Hint, Interface, ProgramError};
 const PYTHON: [&str; 5] = ["main.py", "app.py", "asgi.py", "application.py", "server.py"];
 
 /// Files that a Node program may begin with, where there is no package.json, best first.
-const NODE: [&str; 12] = [
+const NODE: [&str; 24] = [
     "index.mjs",
     "index.js",
     "index.cjs",
+    "index.ts",
+    "index.mts",
+    "index.cts",
     "main.mjs",
     "main.js",
     "main.cjs",
+    "main.ts",
+    "main.mts",
+    "main.cts",
     "server.mjs",
     "server.js",
     "server.cjs",
+    "server.ts",
+    "server.mts",
+    "server.cts",
     "app.mjs",
     "app.js",
     "app.cjs",
+    "app.ts",
+    "app.mts",
+    "app.cts",
 ];
 
 /// Files that a program of executables may begin with, best first.
@@ -174,7 +186,13 @@ impl Finder<'_> {
                 )
             }
             FileKind::Python => self.python(&module_of(file), None, format!("{name} is a Python file")),
-            FileKind::Node => engine(EngineKind::Node, format!("{name} is JavaScript")),
+            FileKind::Node => {
+                let is_typescript = file
+                    .extension()
+                    .is_some_and(|extension| extension.to_string_lossy().ends_with("ts"));
+                let language = if is_typescript { "TypeScript" } else { "JavaScript" };
+                engine(EngineKind::Node, format!("{name} is {language}"))
+            }
             FileKind::Other => Err(ProgramError::Unknown {
                 path: path.clone(),
                 start: start_of(&path),

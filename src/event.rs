@@ -98,6 +98,13 @@ impl Context {
     }
 }
 
+impl EventId {
+    /// The id as a header's value.
+    pub fn value(self) -> http::HeaderValue {
+        self.0.into()
+    }
+}
+
 impl std::fmt::Display for EventId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0)

@@ -21,9 +21,12 @@ mod manifest;
 mod microvm;
 mod new;
 mod node;
+mod processes;
+mod proxy;
 mod python;
 #[cfg(all(feature = "host", feature = "image"))]
 mod readme;
+mod recipes;
 mod serve;
 #[cfg(all(feature = "host", feature = "image"))]
 mod vm;

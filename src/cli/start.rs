@@ -1,5 +1,7 @@
 //! What `serve` and `invoke` have in common: a program named on the command line, opened, started and ready for events.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,6 +59,10 @@ impl ProgramArguments {
             ..Hint::default()
         };
         let mut program = program::open(&self.path, &hint, workspace.path())?;
+        if program.components.iter().any(|component| component.keys.user.is_some()) {
+            // Whoever it is has to find the program there.
+            std::fs::set_permissions(workspace.path(), Permissions::from_mode(0o711))?;
+        }
         for component in &mut program.components {
             component.environment.extend(self.environment.iter().cloned());
         }

@@ -1,5 +1,7 @@
 //! One failure, one clear word: what went wrong with an event, in the words of the one who can mend it.
 
+use std::time::Duration;
+
 use http::StatusCode;
 
 /// Why an event got no reply from a program.
@@ -11,6 +13,8 @@ pub struct Failure {
     pub message: String,
     /// The program's own account (a Python traceback, a Wasm backtrace), for its developer only.
     pub traceback: Option<String>,
+    /// When it is worth another try, where that is known: `Retry-After` (RFC 9110, section 10.2.3).
+    pub retry_after: Option<Duration>,
 }
 
 /// What sort of failure it is; decides the status code that HTTP clients see.
@@ -56,6 +60,7 @@ impl Failure {
             kind,
             message: message.into(),
             traceback: None,
+            retry_after: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::engine::process::{Exit, Launch, Process};
+use crate::engine::process::{Confinement, Exit, Launch, Process};
 
 /// The guest's own address on its vsock. Any from 3 on will do: each machine has a bus of its own.
 pub const GUEST_CID: u32 = 3;
@@ -159,6 +159,7 @@ pub(super) async fn start(
         directory: "/".into(),
         environment: Vec::new(),
         channel,
+        confinement: Confinement::default(),
     };
     launch
         .start()

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Settings;
-use crate::engine::process::{self, Launch, Process};
+use crate::engine::process::{self, Confinement, Launch, Process};
 
 /// The pause before a command is started again: doubled each time, up to the longest, until it has run for a while.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -96,6 +96,8 @@ impl Service {
             directory: "/".into(),
             environment: self.environment.clone(),
             channel: None,
+            // They are the machine's own: who logs in may have to become somebody else.
+            confinement: Confinement::none(),
         }
     }
 

@@ -13,28 +13,32 @@ use super::{Component, EngineKind, Entrypoint, Hint, Interface, ProgramError};
 const PYTHON: [&str; 5] = ["main.py", "app.py", "asgi.py", "application.py", "server.py"];
 
 /// Files that a Node program may begin with, where there is no package.json, best first.
-const NODE: [&str; 24] = [
+const NODE: [&str; 12] = [
     "index.mjs",
     "index.js",
     "index.cjs",
-    "index.ts",
-    "index.mts",
-    "index.cts",
     "main.mjs",
     "main.js",
     "main.cjs",
-    "main.ts",
-    "main.mts",
-    "main.cts",
     "server.mjs",
     "server.js",
     "server.cjs",
-    "server.ts",
-    "server.mts",
-    "server.cts",
     "app.mjs",
     "app.js",
     "app.cjs",
+];
+
+/// The same in TypeScript: looked for behind what says how it is to be run, since Deno and Bun have such files, too.
+const TYPESCRIPT: [&str; 12] = [
+    "index.ts",
+    "index.mts",
+    "index.cts",
+    "main.ts",
+    "main.mts",
+    "main.cts",
+    "server.ts",
+    "server.mts",
+    "server.cts",
     "app.ts",
     "app.mts",
     "app.cts",
@@ -237,7 +241,7 @@ impl Finder<'_> {
         if let [file] = of_kind(&[FileKind::Wasm])[..] {
             return self.file(file);
         }
-        if let Some(file) = first(&EXECUTABLE) {
+        if let Some(file) = first(&EXECUTABLE).or_else(|| first(&TYPESCRIPT)) {
             return self.file(&file);
         }
         if let [file] = of_kind(&[FileKind::Elf, FileKind::Script])[..] {

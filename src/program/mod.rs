@@ -7,6 +7,7 @@
 pub mod archive;
 pub mod build;
 pub mod detect;
+pub mod limits;
 pub mod manifest;
 pub mod route;
 

@@ -89,3 +89,13 @@ pub fn folder_with(name: &str, content: impl AsRef<[u8]>) -> tempfile::TempDir {
     std::fs::write(folder.path().join(name), content).unwrap();
     folder
 }
+
+/// A folder with one executable file in it, which whoever it is may read.
+pub fn executable(name: &str, script: &str) -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = folder_with(name, script);
+    for path in [folder.path().to_owned(), folder.path().join(name)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    folder
+}

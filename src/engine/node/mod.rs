@@ -44,7 +44,7 @@ use serde_json::json;
 
 use super::worker::{self, Language, ReplyHead, Warm};
 use super::{Engine, Settings, StartError};
-use crate::event::{Body, Context};
+use crate::event::{Body, Context, Message};
 use crate::program::{Component, Entrypoint};
 
 /// The worker's parts, in the order in which they run. Each is a function of what they share.
@@ -156,6 +156,13 @@ impl Language for Node {
             "body_limit": settings.body_limit,
         });
         Ok(load.to_string().into_bytes())
+    }
+
+    /// `id \n message`
+    fn encode_message(&self, out: &mut BytesMut, context: &Context, message: &Message) {
+        // Writing to memory does not fail.
+        let _ = writeln!(out.writer(), "{}", context.id);
+        out.put_slice(message.body.as_bytes());
     }
 
     /// `u32 length of the JSON | [method, scheme, host, target, [name, value, ...], whole, id, client] | body, where it is

@@ -500,7 +500,7 @@ async fn messages() {
     let failure = engine.handle(Event::message("{}")).await.unwrap_err();
     assert_eq!(
         failure.message,
-        "the program takes no messages: it exports no `message`"
+        "the program takes no messages: it exports neither `message` nor `handler`"
     );
 }
 

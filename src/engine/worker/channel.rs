@@ -16,6 +16,7 @@ use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::Request;
 use http::request::Parts;
 use http_body::{Body as HttpBody, Frame as BodyFrame};
 use http_body_util::BodyExt;
@@ -145,8 +146,9 @@ impl Channel {
         }
     }
 
-    /// Gives an event to the worker and waits for the reply's head. Dropping this tells the worker.
-    pub async fn handle(self: Arc<Self>, event: Event) -> Result<Reply, Failure> {
+    /// Gives an event to the worker and waits for the reply's head. Dropping this tells the worker. Leaves in `spare` the
+    /// event once more, if it may be given to another worker should this one fail (RFC 9110, section 9.2.2).
+    pub async fn handle(self: Arc<Self>, event: Event, spare: &mut Option<Event>) -> Result<Reply, Failure> {
         let Event { context, input } = event;
         let (sender, receiver) = oneshot::channel();
         let pending = match input {
@@ -174,6 +176,10 @@ impl Channel {
                                 self.language.encode_request(out, &context, &head, Some(&whole));
                             });
                         });
+                        if head.method.is_idempotent() {
+                            let input = Input::Http(Request::from_parts(head, whole.into()));
+                            *spare = Some(Event { context, input });
+                        }
                         Pending::new(&self, stream)
                     }
                     body => {
@@ -430,11 +436,8 @@ impl Channel {
             Kind::Value => self.finish(stream, Ok(Reply::Value(payload))),
             Kind::Failed => {
                 let fault = Fault::decode(&payload);
-                let failure = Failure {
-                    kind: FailureKind::Program,
-                    message: fault.message,
-                    traceback: fault.traceback,
-                };
+                let mut failure = Failure::new(FailureKind::Program, fault.message);
+                failure.traceback = fault.traceback;
                 self.finish(stream, Err(failure));
             }
             Kind::Piece => self.take_piece(stream, payload),

@@ -54,10 +54,11 @@ pub async fn launch(
                 .first()
                 .map(|program| program.to_string_lossy())
                 .unwrap_or_default();
-            StartError::new(format!(
-                "{name}: {program:?} can't be started: {error}. Is {} installed, and on PATH?",
-                language.name()
-            ))
+            let advice = match error.kind() {
+                std::io::ErrorKind::NotFound => format!(". Is {} installed, and on PATH?", language.name()),
+                _ => String::new(),
+            };
+            StartError::new(format!("{name}: {program:?} can't be started: {error}{advice}"))
         })?;
     let channel = interpreter.channel.clone();
     channel.tell(Kind::Load, &load);

@@ -1,6 +1,6 @@
 //! A failure as an HTTP client sees it: problem details (RFC 9457).
 
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response};
 
 use crate::event::{Body, Failure};
@@ -23,6 +23,11 @@ pub fn response(failure: &Failure, reveal: bool) -> Response<Body> {
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/problem+json");
     response.headers_mut().insert(CONTENT_TYPE, json);
+    if let Some(wait) = failure.retry_after {
+        // In whole seconds, and not a moment too early.
+        let seconds = wait.as_secs_f64().ceil() as u64;
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
     response
 }
 

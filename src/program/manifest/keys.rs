@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::program::EngineKind;
+use crate::program::limits::{Account, MaxRequests, ResourceLimits, Size, WorkerCount};
 
 /// What a program's parts are.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
@@ -123,6 +124,27 @@ pub struct ComponentKeys {
     pub routes: Option<Vec<RouteKeys>>,
     /// Whether network messages go to it.
     pub messages: bool,
+    /// The most processes, or `"auto"` for one a processor. Python and Node start more than one as events come at the
+    /// same time, unless said as many as there are processors, two at least; what serves HTTP itself has one unless said.
+    pub workers: Option<WorkerCount>,
+    /// Requests after which a process is replaced by a new one, or up to a tenth later. Never unless said.
+    pub max_requests: Option<MaxRequests>,
+    /// Seconds that it may take to start.
+    pub start_timeout: Option<f64>,
+    /// Seconds that it may take to answer a request.
+    pub request_timeout: Option<f64>,
+    /// The most memory of one process and what it starts (cgroup).
+    pub memory: Option<Size>,
+    /// The most processors that one process and what it starts keep busy: `0.5` is half of one (cgroup).
+    pub cpu: Option<f64>,
+    /// The user that its processes run as.
+    pub user: Option<Account>,
+    /// The group that its processes run as; the user's own unless said.
+    pub group: Option<Account>,
+    /// Whether its processes are kept from gaining privileges, as by sudo; `true` unless said.
+    pub no_new_privs: Option<bool>,
+    /// Resource limits of its processes (getrlimit(2)).
+    pub rlimits: ResourceLimits,
 }
 
 impl Default for ComponentKeys {
@@ -136,6 +158,16 @@ impl Default for ComponentKeys {
             environment: BTreeMap::new(),
             routes: None,
             messages: false,
+            workers: None,
+            max_requests: None,
+            start_timeout: None,
+            request_timeout: None,
+            memory: None,
+            cpu: None,
+            user: None,
+            group: None,
+            no_new_privs: None,
+            rlimits: ResourceLimits::new(),
         }
     }
 }

@@ -30,7 +30,7 @@ pub use schema::schema;
 
 use super::build::Build;
 use super::route::Route;
-use super::{Component, Hint, Program, ProgramError, detect};
+use super::{Component, Hint, Program, ProgramError, detect, limits};
 use crate::report::mistake::{Mistake, Source};
 
 /// The name of the file.
@@ -211,14 +211,19 @@ impl Check<'_> {
             return None;
         }
         match detect::find(&path, &hint) {
-            Ok(component) => Some(Component {
-                name,
-                environment: keys.environment.clone(),
-                routes,
-                messages: keys.messages,
-                keys,
-                ..component
-            }),
+            Ok(component) => {
+                for (key, problem) in limits::mistakes(&keys, component.engine) {
+                    self.say(&[&at[..], &[Step::Key(key)]].concat(), problem, None);
+                }
+                Some(Component {
+                    name,
+                    environment: keys.environment.clone(),
+                    routes,
+                    messages: keys.messages,
+                    keys,
+                    ..component
+                })
+            }
             Err(error) => {
                 let key = match &error {
                     ProgramError::NoEntrypoint { .. } => "entrypoint",

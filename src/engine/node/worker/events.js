@@ -10,7 +10,7 @@
       case kinds.REQUEST:
         return w.begin(requestOf(stream, data, begin, end));
       case kinds.MESSAGE:
-        return w.begin(new MessageExchange(stream, data.toString("utf8", begin, end)));
+        return w.begin(messageOf(stream, data.toString("utf8", begin, end)));
       case kinds.PING:
         return channel.write(kinds.PONG, 0, Buffer.alloc(0));
       case kinds.LOAD:
@@ -189,9 +189,15 @@
 
   // --- messages
 
+  /** `payload` is the event's id and, behind a line's end, the message. */
+  function messageOf(stream, payload) {
+    const end = payload.indexOf("\n");
+    return new MessageExchange(stream, payload.slice(0, end), payload.slice(end + 1));
+  }
+
   class MessageExchange extends Exchange {
-    constructor(stream, text) {
-      super(stream, undefined);
+    constructor(stream, id, text) {
+      super(stream, id);
       this.text = text;
     }
 

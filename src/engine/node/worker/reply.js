@@ -11,7 +11,7 @@
   // By its shape, since frameworks bring Response classes of their own.
   function isResponse(value) {
     return typeof value === "object" && value !== null && Number.isInteger(value.status) &&
-      typeof value.headers?.[Symbol.iterator] === "function" && typeof value.headers.get === "function";
+      typeof value.headers?.[Symbol.iterator] === "function";
   }
 
   /** Undefined if all is said and done, else a promise of it. */
@@ -91,7 +91,7 @@
 
   /** Replies with what a handler returned. As `replyWithResponse`. */
   function replyWithValue(exchange, value) {
-    if (isResponse(value)) return replyWithResponse(exchange, value);
+    if (isResponse(value) && typeof value.headers.get === "function") return replyWithResponse(exchange, value);
     if (value === undefined || value === null) return exchange.replyWhole(204, [], null);
     if (!isReply(value)) return replyWithBody(exchange, 200, [], false, value);
     const status = value.status ?? value.statusCode;

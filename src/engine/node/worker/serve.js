@@ -9,8 +9,8 @@
   /** A request that a server of the program's own has, by Node's own objects. */
   class Served {
     constructor(request, response) {
-      const id = request.headers["x-request-id"];
-      this.id = typeof id === "string" && /^[\w.-]{1,64}$/.test(id) ? id : undefined;
+      /** By which the log knows the event; the host tells. */
+      this.id = request.headers["event-id"];
       this.response = response;
     }
 

@@ -71,7 +71,10 @@ impl Group {
         }
         if let Some(processors) = limits.processors {
             // 1 ms is the least that the kernel takes.
-            self.set("cpu.max", &format!("{:.0} {PERIOD:.0}", (processors * PERIOD).max(1000.0)))?;
+            self.set(
+                "cpu.max",
+                &format!("{:.0} {PERIOD:.0}", (processors * PERIOD).max(1000.0)),
+            )?;
         }
         Ok(())
     }

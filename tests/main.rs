@@ -6,6 +6,7 @@ mod support;
 mod aleph;
 mod asgi;
 mod bad_input;
+mod calls;
 mod executable;
 mod files;
 mod frameworks;

@@ -58,13 +58,19 @@ impl Serve {
         // The port first: finding it taken after a program's long start would be a pity.
         let listener = http::bind(self.listen).await?;
         let address = listener.local_addr()?;
-        let opened = self.program.open()?;
+        let mut opened = self.program.open()?;
+        let gateway = opened.gateway().await;
         let keys = opened.program.http.clone();
         let running = tokio::select! {
             running = start(opened.program.components.clone(), &opened.settings, |running| say(&described(running))) => running?,
             () = stop.asked() => return Ok(()),
         };
         let router = Arc::new(Router::new(running));
+        if let Some(gateway) = gateway {
+            let router = router.clone();
+            let handler: Handler = Arc::new(move |event| router.call(event));
+            tokio::spawn(gateway.serve(handler, self.listen.ip().is_loopback()));
+        }
         say(&format!("serving on http://{address}"));
         self.serve(listener, &router, &keys, &mut stop).await?;
         router.stop(GRACE).await;

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::{CommandError, assignment, cache_directory};
 use crate::engine::{self, Settings, StartError};
+use crate::intake::internal::Gateway;
 use crate::program::{self, Component, Hint, Program};
 use crate::router::Running;
 
@@ -44,7 +45,7 @@ pub(super) struct Opened {
     pub program: Program,
     pub settings: Settings,
     /// Removed with this.
-    _workspace: TempDir,
+    workspace: TempDir,
 }
 
 impl ProgramArguments {
@@ -63,7 +64,7 @@ impl ProgramArguments {
         Ok(Opened {
             program,
             settings,
-            _workspace: workspace,
+            workspace,
         })
     }
 
@@ -81,6 +82,14 @@ impl ProgramArguments {
             workers: self.workers.map(usize::from),
             ..Settings::default()
         })
+    }
+}
+
+impl Opened {
+    /// The way from component to component, of which they are told in their environment; none where there is but one.
+    pub async fn gateway(&mut self) -> Option<Gateway> {
+        let socket = self.workspace.path().join("components.sock");
+        Gateway::between(&self.program.components, &socket, &mut self.settings.environment).await
     }
 }
 

@@ -24,6 +24,7 @@ pub struct Router {
 }
 
 /// A component with what runs it.
+#[derive(Clone)]
 pub struct Running {
     pub component: Component,
     pub engine: Arc<dyn Engine>,

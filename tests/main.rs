@@ -29,5 +29,6 @@ mod serve;
 #[cfg(all(feature = "host", feature = "image"))]
 mod vm;
 mod wasm;
+mod watch;
 mod websocket;
 mod wsgi;

@@ -1,19 +1,26 @@
 //! `polyinit serve`: runs a program on this machine and offers it over HTTP.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::access_log::tell;
+use super::live::Live;
 use super::start::{ProgramArguments, described, start};
+use super::watch::Watch;
 use super::{CommandError, say};
+use crate::engine::Handling;
+use crate::event::Event;
 use crate::intake::Handler;
 use crate::intake::http::{self, Middleware};
+use crate::intake::internal::Gateway;
 use crate::program::manifest::{AccessLog, HttpKeys};
 use crate::report;
 use crate::router::Router;
@@ -32,6 +39,7 @@ Examples:
   polyinit serve main.py
   polyinit serve ./app --entrypoint shop.web:application --listen 127.0.0.1:3000
   polyinit serve hello.wasm --env GREETING=hello
+  polyinit serve ./shop --watch
 
 Details of failures are shown to clients where --listen is a loopback address, and to the log everywhere.")]
 pub struct Serve {
@@ -49,6 +57,10 @@ pub struct Serve {
     /// A JSON object for each request: time, id, client, method, path, status, ms, request_id, error
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
+
+    /// Build and start anew what changes, without dropping a request
+    #[arg(short, long)]
+    watch: bool,
 }
 
 impl Serve {
@@ -58,43 +70,76 @@ impl Serve {
         // The port first: finding it taken after a program's long start would be a pity.
         let listener = http::bind(self.listen).await?;
         let address = listener.local_addr()?;
+        if self.watch {
+            return self.watched(listener, address, stop).await;
+        }
         let mut opened = self.program.open()?;
         let gateway = opened.gateway().await;
-        let keys = opened.program.http.clone();
         let running = tokio::select! {
             running = start(opened.program.components.clone(), &opened.settings, |running| say(&described(running))) => running?,
             () = stop.asked() => return Ok(()),
         };
         let router = Arc::new(Router::new(running));
-        if let Some(gateway) = gateway {
+        let handler = |give: fn(&Router, Event) -> Handling| -> Handler {
             let router = router.clone();
-            let handler: Handler = Arc::new(move |event| router.call(event));
-            tokio::spawn(gateway.serve(handler, self.listen.ip().is_loopback()));
+            Arc::new(move |event| give(&router, event))
+        };
+        if let Some(gateway) = gateway {
+            tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
         }
         say(&format!("serving on http://{address}"));
-        self.serve(listener, &router, &keys, &mut stop).await?;
+        let keys = &opened.program.http;
+        self.serve(listener, handler(Router::handle), keys, &mut stop, pending())
+            .await?;
         router.stop(GRACE).await;
         Ok(())
     }
 
+    async fn watched(&self, listener: TcpListener, address: SocketAddr, mut stop: Stop) -> Result<(), CommandError> {
+        let live = Arc::new(Live::new());
+        let handler = |give: fn(&Router, Event) -> Handling| -> Handler {
+            let live = live.clone();
+            Arc::new(move |event| live.give(event, give))
+        };
+        let folder = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let mut variables = Vec::new();
+        if let Some(gateway) = Gateway::told(&folder.path().join("components.sock"), &mut variables).await {
+            tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
+        }
+        let mut watch = Watch::new(self.program.clone(), live.clone(), variables)?;
+        tokio::select! {
+            () = watch.begin() => {}
+            () = stop.asked() => return Ok(()),
+        }
+        say(&format!("serving on http://{address}"));
+        let keys = watch.http();
+        self.serve(listener, handler(Router::handle), &keys, &mut stop, watch.run())
+            .await?;
+        Router::new(watch.components()).stop(GRACE).await;
+        Ok(())
+    }
+
+    /// Whether clients see what failed inside: those of this machine do.
+    fn reveals(&self) -> bool {
+        self.listen.ip().is_loopback()
+    }
+
+    /// Serves until it is told to stop; `beside` is done meanwhile.
     async fn serve(
         &self,
-        listener: tokio::net::TcpListener,
-        router: &Arc<Router>,
+        listener: TcpListener,
+        handler: Handler,
         keys: &HttpKeys,
         stop: &mut Stop,
+        beside: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let shutdown = CancellationToken::new();
-        let handler: Handler = {
-            let router = router.clone();
-            Arc::new(move |event| router.handle(event))
-        };
         let form = match (self.quiet, self.json) {
             (true, _) => AccessLog::Off,
             (_, true) => AccessLog::Json,
             _ => keys.access_log,
         };
-        let reveal = self.listen.ip().is_loopback();
+        let reveal = self.reveals();
         let options = http::Options {
             observer: Box::new(move |served| tell(&served, form)),
             reveal,
@@ -102,10 +147,15 @@ impl Serve {
             grace: GRACE,
         };
         let serving = http::serve(listener, handler, options, shutdown.clone());
-        tokio::pin!(serving);
+        tokio::pin!(serving, beside);
         tokio::select! {
             served = &mut serving => return served,
             () = stop.asked() => {}
+            // It has said why it ended, and what is served is served on.
+            () = &mut beside => tokio::select! {
+                served = &mut serving => return served,
+                () = stop.asked() => {}
+            }
         }
         shutdown.cancel();
         // Whoever asks twice does not want to wait for the requests under way.

@@ -64,6 +64,11 @@ impl Gateway {
         if components.len() < 2 {
             return None;
         }
+        Self::told(path, environment).await
+    }
+
+    /// The same, however many components there will be.
+    pub async fn told(path: &Path, environment: &mut Vec<(String, String)>) -> Option<Self> {
         let opened = Self::open(path).await;
         match opened.and_then(|gateway| Ok((gateway.variables()?, gateway))) {
             Ok((variables, gateway)) => {

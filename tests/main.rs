@@ -7,6 +7,7 @@ mod aleph;
 mod asgi;
 mod bad_input;
 mod calls;
+mod console;
 mod executable;
 mod files;
 mod frameworks;

@@ -87,7 +87,7 @@ impl Invoke {
         let mut opened = self.program.open()?;
         let gateway = opened.gateway().await;
         let running = tokio::select! {
-            running = start(opened.program.components.clone(), &opened.settings, |_| ()) => running?,
+            running = start(opened.program.components.clone(), &opened.settings, None, |_| ()) => running?,
             () = stop.asked() => return Err(Ended(130).into()),
         };
         let started = began.elapsed();

@@ -16,6 +16,7 @@ use super::live::Live;
 use super::start::{ProgramArguments, described, start};
 use super::watch::Watch;
 use super::{CommandError, say};
+use crate::console::Console;
 use crate::engine::Handling;
 use crate::event::Event;
 use crate::intake::Handler;
@@ -58,9 +59,22 @@ pub struct Serve {
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
 
+    /// A page at /_polyinit/ that shows the program's components, requests and log. `auto`: for this machine's own users,
+    /// where --listen is a loopback address; `on`: for everybody who can reach it
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    console: When,
+
     /// Build and start anew what changes, without dropping a request
     #[arg(short, long)]
     watch: bool,
+}
+
+/// Whether there is a console.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum When {
+    Auto,
+    On,
+    Off,
 }
 
 impl Serve {
@@ -73,10 +87,11 @@ impl Serve {
         if self.watch {
             return self.watched(listener, address, stop).await;
         }
+        let console = self.console();
         let mut opened = self.program.open()?;
         let gateway = opened.gateway().await;
         let running = tokio::select! {
-            running = start(opened.program.components.clone(), &opened.settings, |running| say(&described(running))) => running?,
+            running = start(opened.program.components.clone(), &opened.settings, console.as_deref(), |running| say(&described(running))) => running?,
             () = stop.asked() => return Ok(()),
         };
         let router = Arc::new(Router::new(running));
@@ -87,16 +102,16 @@ impl Serve {
         if let Some(gateway) = gateway {
             tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
         }
-        say(&format!("serving on http://{address}"));
+        let intake = self.announce(address, console, handler(Router::handle));
         let keys = &opened.program.http;
-        self.serve(listener, handler(Router::handle), keys, &mut stop, pending())
-            .await?;
+        self.serve(listener, intake, keys, &mut stop, pending()).await?;
         router.stop(GRACE).await;
         Ok(())
     }
 
     async fn watched(&self, listener: TcpListener, address: SocketAddr, mut stop: Stop) -> Result<(), CommandError> {
         let live = Arc::new(Live::new());
+        let console = self.console();
         let handler = |give: fn(&Router, Event) -> Handling| -> Handler {
             let live = live.clone();
             Arc::new(move |event| live.give(event, give))
@@ -106,17 +121,35 @@ impl Serve {
         if let Some(gateway) = Gateway::told(&folder.path().join("components.sock"), &mut variables).await {
             tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
         }
-        let mut watch = Watch::new(self.program.clone(), live.clone(), variables)?;
+        let mut watch = Watch::new(self.program.clone(), live.clone(), console.clone(), variables)?;
         tokio::select! {
             () = watch.begin() => {}
             () = stop.asked() => return Ok(()),
         }
-        say(&format!("serving on http://{address}"));
+        let intake = self.announce(address, console, handler(Router::handle));
         let keys = watch.http();
-        self.serve(listener, handler(Router::handle), &keys, &mut stop, watch.run())
-            .await?;
+        self.serve(listener, intake, &keys, &mut stop, watch.run()).await?;
         Router::new(watch.components()).stop(GRACE).await;
         Ok(())
+    }
+
+    fn console(&self) -> Option<Arc<Console>> {
+        let wanted = match self.console {
+            When::Auto => self.reveals(),
+            When::On => true,
+            When::Off => false,
+        };
+        wanted.then(|| Console::new(self.console == When::On))
+    }
+
+    /// Says where the program is to be had; what takes its requests, the console's among them.
+    fn announce(&self, address: SocketAddr, console: Option<Arc<Console>>, program: Handler) -> Handler {
+        report::reached("serving");
+        say(&format!("serving on http://{address}"));
+        match console {
+            Some(console) => console.in_front_of(program),
+            None => program,
+        }
     }
 
     /// Whether clients see what failed inside: those of this machine do.

@@ -8,9 +8,11 @@ use futures_util::future::try_join_all;
 use tempfile::TempDir;
 
 use super::{CommandError, assignment, cache_directory};
+use crate::console::Console;
 use crate::engine::{self, Settings, StartError};
 use crate::intake::internal::Gateway;
 use crate::program::{self, Component, Hint, Program};
+use crate::report;
 use crate::router::Running;
 
 /// A program, and how it is run.
@@ -61,6 +63,7 @@ impl ProgramArguments {
         for component in &mut program.components {
             component.environment.extend(self.environment.iter().cloned());
         }
+        report::reached("program read");
         Ok(Opened {
             program,
             settings,
@@ -93,13 +96,14 @@ impl Opened {
     }
 }
 
-/// Starts all `components` at once. `told` is called with each that is ready, as soon as it is.
+/// Starts all `components` at once, to be seen on the `console` where there is one. `told` is called with each that is ready, as soon as it is.
 ///
 /// # Errors
 /// The first that can't be started ends the others.
 pub(super) async fn start(
     components: Vec<Component>,
     settings: &Settings,
+    console: Option<&Console>,
     told: impl Fn(&Running),
 ) -> Result<Vec<Running>, CommandError> {
     let started = components.into_iter().map(async |component| {
@@ -107,8 +111,12 @@ pub(super) async fn start(
             .await
             .map_err(|error| account(&component.name, &error))?;
         let running = Running { component, engine };
+        report::reached(&format!("{} ready", running.component.name));
         told(&running);
-        Ok::<_, String>(running)
+        Ok::<_, String>(match console {
+            Some(console) => console.observe(running),
+            None => running,
+        })
     });
     let running = try_join_all(started).await?;
     settings.warm.clear();

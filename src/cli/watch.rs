@@ -14,6 +14,7 @@ use self::files::Files;
 use super::live::Live;
 use super::start::{Opened, ProgramArguments, described, start};
 use super::{CommandError, say};
+use crate::console::Console;
 use crate::program::build::Build;
 use crate::program::manifest::HttpKeys;
 use crate::program::{Component, manifest};
@@ -25,6 +26,7 @@ pub(super) struct Watch {
     /// Where its files are.
     root: PathBuf,
     live: Arc<Live>,
+    console: Option<Arc<Console>>,
     files: Files,
     /// What the components are told in their environment.
     variables: Vec<(String, String)>,
@@ -43,6 +45,7 @@ impl Watch {
     pub fn new(
         arguments: ProgramArguments,
         live: Arc<Live>,
+        console: Option<Arc<Console>>,
         variables: Vec<(String, String)>,
     ) -> Result<Self, CommandError> {
         let path = std::path::absolute(&arguments.path)?;
@@ -60,6 +63,7 @@ impl Watch {
             arguments,
             root,
             live,
+            console,
             files,
             variables,
             running: Vec::new(),
@@ -142,7 +146,10 @@ impl Watch {
         if wanted.is_empty() && former.is_empty() {
             return Ok(());
         }
-        let mut running = start(wanted, &opened.settings, |running| say(&described(running))).await?;
+        let mut running = start(wanted, &opened.settings, self.console.as_deref(), |running| {
+            say(&described(running))
+        })
+        .await?;
         running.extend(kept);
         self.live.run(running.clone(), former);
         self.running = running;

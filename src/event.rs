@@ -47,6 +47,8 @@ pub struct Context {
     pub client: Option<SocketAddr>,
     /// Our end of that connection.
     pub server: Option<SocketAddr>,
+    /// How many components have passed it on: 0 for one from outside.
+    pub depth: u8,
     /// `http` or `https`, as the client saw it.
     pub scheme: &'static str,
     /// The path with its percent-encoding taken off, where the intake was given it so and decoding the request's
@@ -92,6 +94,7 @@ impl Context {
             id: EventId(NEXT.fetch_add(1, Ordering::Relaxed)),
             client: None,
             server: None,
+            depth: 0,
             scheme: "http",
             decoded_path: None,
         }

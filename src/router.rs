@@ -12,6 +12,9 @@ use crate::event::{Body, Event, Failure, FailureKind, Input, Reply};
 use crate::program::Component;
 use crate::program::route::{Fit, Route};
 
+/// What follows a component's name in the host that other components know it by.
+pub const INTERNAL: &str = ".internal";
+
 /// The components of a running program, by what they take.
 pub struct Router {
     components: Vec<Running>,
@@ -21,6 +24,7 @@ pub struct Router {
 }
 
 /// A component with what runs it.
+#[derive(Clone)]
 pub struct Running {
     pub component: Component,
     pub engine: Arc<dyn Engine>,
@@ -65,6 +69,34 @@ impl Router {
         match chosen {
             Ok(running) => running.engine.handle(event),
             Err(reply) => Box::pin(std::future::ready(reply)),
+        }
+    }
+
+    /// Gives a request that another component makes to the one that it names as `NAME.internal`, whatever its routes; one
+    /// with another host goes where the routes lead.
+    pub fn call(&self, event: Event) -> Handling {
+        let Input::Http(request) = &event.input else {
+            return self.handle(event);
+        };
+        let host = host_of(request).unwrap_or_default();
+        let Some(name) = host.strip_suffix(INTERNAL) else {
+            return self.handle(event);
+        };
+        match self
+            .components
+            .iter()
+            .find(|running| running.component.name.eq_ignore_ascii_case(name))
+        {
+            Some(running) => running.engine.handle(event),
+            None => {
+                let names: Vec<&str> = self
+                    .components
+                    .iter()
+                    .map(|running| running.component.name.as_str())
+                    .collect();
+                let message = format!("there is no component {name:?}; there are: {}", names.join(", "));
+                Box::pin(std::future::ready(Err(Failure::new(FailureKind::NotFound, message))))
+            }
         }
     }
 

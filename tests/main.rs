@@ -6,6 +6,8 @@ mod support;
 mod aleph;
 mod asgi;
 mod bad_input;
+mod calls;
+mod console;
 mod executable;
 mod files;
 mod frameworks;
@@ -31,5 +33,6 @@ mod serve;
 #[cfg(all(feature = "host", feature = "image"))]
 mod vm;
 mod wasm;
+mod watch;
 mod websocket;
 mod wsgi;

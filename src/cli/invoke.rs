@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write as _};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -83,13 +84,18 @@ impl Invoke {
         let mut stop = Stop::listen()?;
         let event = self.event()?;
         let began = Instant::now();
-        let opened = self.program.open()?;
+        let mut opened = self.program.open()?;
+        let gateway = opened.gateway().await;
         let running = tokio::select! {
-            running = start(opened.program.components.clone(), &opened.settings, |_| ()) => running?,
+            running = start(opened.program.components.clone(), &opened.settings, None, |_| ()) => running?,
             () = stop.asked() => return Err(Ended(130).into()),
         };
         let started = began.elapsed();
-        let router = Router::new(running);
+        let router = Arc::new(Router::new(running));
+        if let Some(gateway) = gateway {
+            let router = router.clone();
+            tokio::spawn(gateway.serve(Arc::new(move |event| router.call(event)), true));
+        }
         let code = tokio::select! {
             code = self.give(&router, event, started) => code,
             () = stop.asked() => Ok(130),

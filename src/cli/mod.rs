@@ -9,12 +9,14 @@ mod guest;
 mod image;
 mod inspect;
 mod invoke;
+mod live;
 mod new;
 mod routes;
 mod serve;
 mod start;
 #[cfg(feature = "host")]
 mod vm;
+mod watch;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -1,19 +1,27 @@
 //! `polyinit serve`: runs a program on this machine and offers it over HTTP.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::access_log::tell;
+use super::live::Live;
 use super::start::{ProgramArguments, described, start};
+use super::watch::Watch;
 use super::{CommandError, say};
+use crate::console::Console;
+use crate::engine::Handling;
+use crate::event::Event;
 use crate::intake::Handler;
 use crate::intake::http::{self, Middleware};
+use crate::intake::internal::Gateway;
 use crate::program::manifest::{AccessLog, HttpKeys};
 use crate::report;
 use crate::router::Router;
@@ -32,6 +40,7 @@ Examples:
   polyinit serve main.py
   polyinit serve ./app --entrypoint shop.web:application --listen 127.0.0.1:3000
   polyinit serve hello.wasm --env GREETING=hello
+  polyinit serve ./shop --watch
 
 Details of failures are shown to clients where --listen is a loopback address, and to the log everywhere.")]
 pub struct Serve {
@@ -49,6 +58,23 @@ pub struct Serve {
     /// A JSON object for each request: time, id, client, method, path, status, ms, request_id, error
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
+
+    /// A page at /_polyinit/ that shows the program's components, requests and log. `auto`: for this machine's own users,
+    /// where --listen is a loopback address; `on`: for everybody who can reach it
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    console: When,
+
+    /// Build and start anew what changes, without dropping a request
+    #[arg(short, long)]
+    watch: bool,
+}
+
+/// Whether there is a console.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum When {
+    Auto,
+    On,
+    Off,
 }
 
 impl Serve {
@@ -58,37 +84,95 @@ impl Serve {
         // The port first: finding it taken after a program's long start would be a pity.
         let listener = http::bind(self.listen).await?;
         let address = listener.local_addr()?;
-        let opened = self.program.open()?;
-        let keys = opened.program.http.clone();
+        if self.watch {
+            return self.watched(listener, address, stop).await;
+        }
+        let console = self.console();
+        let mut opened = self.program.open()?;
+        let gateway = opened.gateway().await;
         let running = tokio::select! {
-            running = start(opened.program.components.clone(), &opened.settings, |running| say(&described(running))) => running?,
+            running = start(opened.program.components.clone(), &opened.settings, console.as_deref(), |running| say(&described(running))) => running?,
             () = stop.asked() => return Ok(()),
         };
         let router = Arc::new(Router::new(running));
-        say(&format!("serving on http://{address}"));
-        self.serve(listener, &router, &keys, &mut stop).await?;
+        let handler = |give: fn(&Router, Event) -> Handling| -> Handler {
+            let router = router.clone();
+            Arc::new(move |event| give(&router, event))
+        };
+        if let Some(gateway) = gateway {
+            tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
+        }
+        let intake = self.announce(address, console, handler(Router::handle));
+        let keys = &opened.program.http;
+        self.serve(listener, intake, keys, &mut stop, pending()).await?;
         router.stop(GRACE).await;
         Ok(())
     }
 
+    async fn watched(&self, listener: TcpListener, address: SocketAddr, mut stop: Stop) -> Result<(), CommandError> {
+        let live = Arc::new(Live::new());
+        let console = self.console();
+        let handler = |give: fn(&Router, Event) -> Handling| -> Handler {
+            let live = live.clone();
+            Arc::new(move |event| live.give(event, give))
+        };
+        let folder = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let mut variables = Vec::new();
+        if let Some(gateway) = Gateway::told(&folder.path().join("components.sock"), &mut variables).await {
+            tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
+        }
+        let mut watch = Watch::new(self.program.clone(), live.clone(), console.clone(), variables)?;
+        tokio::select! {
+            () = watch.begin() => {}
+            () = stop.asked() => return Ok(()),
+        }
+        let intake = self.announce(address, console, handler(Router::handle));
+        let keys = watch.http();
+        self.serve(listener, intake, &keys, &mut stop, watch.run()).await?;
+        Router::new(watch.components()).stop(GRACE).await;
+        Ok(())
+    }
+
+    fn console(&self) -> Option<Arc<Console>> {
+        let wanted = match self.console {
+            When::Auto => self.reveals(),
+            When::On => true,
+            When::Off => false,
+        };
+        wanted.then(|| Console::new(self.console == When::On))
+    }
+
+    /// Says where the program is to be had; what takes its requests, the console's among them.
+    fn announce(&self, address: SocketAddr, console: Option<Arc<Console>>, program: Handler) -> Handler {
+        report::reached("serving");
+        say(&format!("serving on http://{address}"));
+        match console {
+            Some(console) => console.in_front_of(program),
+            None => program,
+        }
+    }
+
+    /// Whether clients see what failed inside: those of this machine do.
+    fn reveals(&self) -> bool {
+        self.listen.ip().is_loopback()
+    }
+
+    /// Serves until it is told to stop; `beside` is done meanwhile.
     async fn serve(
         &self,
-        listener: tokio::net::TcpListener,
-        router: &Arc<Router>,
+        listener: TcpListener,
+        handler: Handler,
         keys: &HttpKeys,
         stop: &mut Stop,
+        beside: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let shutdown = CancellationToken::new();
-        let handler: Handler = {
-            let router = router.clone();
-            Arc::new(move |event| router.handle(event))
-        };
         let form = match (self.quiet, self.json) {
             (true, _) => AccessLog::Off,
             (_, true) => AccessLog::Json,
             _ => keys.access_log,
         };
-        let reveal = self.listen.ip().is_loopback();
+        let reveal = self.reveals();
         let options = http::Options {
             observer: Box::new(move |served| tell(&served, form)),
             reveal,
@@ -96,10 +180,15 @@ impl Serve {
             grace: GRACE,
         };
         let serving = http::serve(listener, handler, options, shutdown.clone());
-        tokio::pin!(serving);
+        tokio::pin!(serving, beside);
         tokio::select! {
             served = &mut serving => return served,
             () = stop.asked() => {}
+            // It has said why it ended, and what is served is served on.
+            () = &mut beside => tokio::select! {
+                served = &mut serving => return served,
+                () = stop.asked() => {}
+            }
         }
         shutdown.cancel();
         // Whoever asks twice does not want to wait for the requests under way.

@@ -10,8 +10,11 @@ use futures_util::future::try_join_all;
 use tempfile::TempDir;
 
 use super::{CommandError, assignment, cache_directory};
+use crate::console::Console;
 use crate::engine::{self, Settings, StartError};
+use crate::intake::internal::Gateway;
 use crate::program::{self, Component, Hint, Program};
+use crate::report;
 use crate::router::Running;
 
 /// A program, and how it is run.
@@ -46,7 +49,7 @@ pub(super) struct Opened {
     pub program: Program,
     pub settings: Settings,
     /// Removed with this.
-    _workspace: TempDir,
+    workspace: TempDir,
 }
 
 impl ProgramArguments {
@@ -66,10 +69,11 @@ impl ProgramArguments {
         for component in &mut program.components {
             component.environment.extend(self.environment.iter().cloned());
         }
+        report::reached("program read");
         Ok(Opened {
             program,
             settings,
-            _workspace: workspace,
+            workspace,
         })
     }
 
@@ -90,13 +94,22 @@ impl ProgramArguments {
     }
 }
 
-/// Starts all `components` at once. `told` is called with each that is ready, as soon as it is.
+impl Opened {
+    /// The way from component to component, of which they are told in their environment; none where there is but one.
+    pub async fn gateway(&mut self) -> Option<Gateway> {
+        let socket = self.workspace.path().join("components.sock");
+        Gateway::between(&self.program.components, &socket, &mut self.settings.environment).await
+    }
+}
+
+/// Starts all `components` at once, to be seen on the `console` where there is one. `told` is called with each that is ready, as soon as it is.
 ///
 /// # Errors
 /// The first that can't be started ends the others.
 pub(super) async fn start(
     components: Vec<Component>,
     settings: &Settings,
+    console: Option<&Console>,
     told: impl Fn(&Running),
 ) -> Result<Vec<Running>, CommandError> {
     let started = components.into_iter().map(async |component| {
@@ -104,8 +117,12 @@ pub(super) async fn start(
             .await
             .map_err(|error| account(&component.name, &error))?;
         let running = Running { component, engine };
+        report::reached(&format!("{} ready", running.component.name));
         told(&running);
-        Ok::<_, String>(running)
+        Ok::<_, String>(match console {
+            Some(console) => console.observe(running),
+            None => running,
+        })
     });
     let running = try_join_all(started).await?;
     settings.warm.clear();

@@ -12,8 +12,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -71,6 +71,33 @@ pub struct Process {
     memory: Option<Size>,
     /// Processes that the kernel had killed on this machine for want of memory when this one was started.
     killed_before: u64,
+    _listed: Listed,
+}
+
+static LIVING: Mutex<Vec<(String, Pid)>> = Mutex::new(Vec::new());
+
+/// The programs that were started and are not done with: their components' names, and who leads their sessions.
+pub fn living() -> Vec<(String, Pid)> {
+    LIVING.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// A program's place among the [`living`] ones.
+#[derive(Debug)]
+struct Listed(Pid);
+
+impl Listed {
+    fn new(component: &str, leader: Pid) -> Self {
+        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
+        living.push((component.to_owned(), leader));
+        Self(leader)
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
+        living.retain(|(_, leader)| *leader != self.0);
+    }
 }
 
 /// How a program ended.
@@ -219,6 +246,7 @@ impl Launch {
             kept,
             memory: self.confinement.memory(),
             killed_before: killed_for_memory(),
+            _listed: Listed::new(&self.component, leader),
         })
     }
 }

@@ -36,6 +36,8 @@ pub enum FailureKind {
     Unavailable,
     /// No reply in time. 504.
     Timeout,
+    /// Components that call each other without an end. 508.
+    Loop,
 }
 
 impl FailureKind {
@@ -50,6 +52,7 @@ impl FailureKind {
             Self::Gone => StatusCode::BAD_GATEWAY,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Loop => StatusCode::LOOP_DETECTED,
         }
     }
 }

@@ -15,6 +15,7 @@ use super::shell;
 use crate::engine::{self, Settings, StartError};
 use crate::event::{Event, Failure, FailureKind, Reply};
 use crate::intake::aleph;
+use crate::intake::internal::Gateway;
 use crate::program::detect::FileKind;
 use crate::program::{self, Component, Hint, Interface, archive};
 use crate::report;
@@ -78,7 +79,7 @@ impl Guest {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn set_up(&self, configuration: Configuration) -> Result<Router, PlaceError> {
+    async fn set_up(&self, configuration: Configuration) -> Result<Arc<Router>, PlaceError> {
         self.place.set_up(&configuration, &self.settings).await?;
         self.data
             .fill(configuration.input_data.as_deref().map_or(&[], Vec::as_slice))?;
@@ -91,7 +92,9 @@ impl Guest {
                     .or_insert_with(|| value.clone());
             }
         }
-        let settings = self.settings_for(&configuration);
+        let mut settings = self.settings_for(&configuration);
+        let socket = self.place.path("/run/polyinit/components.sock");
+        let gateway = Gateway::between(&components, &socket, &mut settings.environment).await;
         let started = components.into_iter().map(|component| {
             let settings = settings.clone();
             async move {
@@ -109,7 +112,12 @@ impl Guest {
         let router = futures_util::future::try_join_all(started).await?;
         // The host waits for our answer; interpreters that nobody needs can be ended after it.
         tokio::task::spawn_blocking(move || settings.warm.clear());
-        Ok(Router::new(router))
+        let router = Arc::new(Router::new(router));
+        if let Some(gateway) = gateway {
+            let router = router.clone();
+            tokio::spawn(gateway.serve(Arc::new(move |event| router.call(event)), false));
+        }
+        Ok(router)
     }
 
     /// Puts the program where the protocol says, and finds out what it is.
@@ -213,7 +221,7 @@ impl aleph::Guest for Guest {
         let mut state = self.state();
         match outcome {
             Ok(router) => {
-                *state = State::Running(Arc::new(router));
+                *state = State::Running(router);
                 report::stage("configured");
                 ConfigurationAnswer::Success
             }

@@ -1,7 +1,7 @@
 //! HTTP/1.1 and HTTP/2 (with prior knowledge, h2c) over TCP: what a developer's machine and a pod have.
 
 mod middleware;
-mod problem;
+pub(super) mod problem;
 
 use std::convert::Infallible;
 use std::io;
@@ -19,6 +19,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::middleware::request_id;
 pub use self::middleware::{Middleware, REQUEST_ID};
 use super::Handler;
 use crate::event::{Body, Context, Event, Failure, FailureKind, Input, Reply};
@@ -67,13 +68,8 @@ pub async fn serve(
 ) -> io::Result<()> {
     let server = listener.local_addr()?;
     let options = Arc::new(options);
-    let connections = GracefulShutdown::new();
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new());
+    let graceful = GracefulShutdown::new();
+    let builder = connections();
     loop {
         let (stream, client) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -93,7 +89,7 @@ pub async fn serve(
         let connection = builder
             .serve_connection_with_upgrades(io_of(stream), service)
             .into_owned();
-        let connection = connections.watch(connection);
+        let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A client that goes away or sends nonsense is that client's affair.
             if let Err(error) = pin!(connection).await {
@@ -102,8 +98,19 @@ pub async fn serve(
         });
     }
     drop(listener);
-    let _ = tokio::time::timeout(options.grace, connections.shutdown()).await;
+    let _ = tokio::time::timeout(options.grace, graceful.shutdown()).await;
     Ok(())
+}
+
+/// How connections are served, HTTP/1.1 and HTTP/2 alike.
+pub(super) fn connections() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    builder.http2().timer(TokioTimer::new());
+    builder
 }
 
 fn io_of(stream: TcpStream) -> TokioIo<TcpStream> {
@@ -143,7 +150,7 @@ async fn answer(
 }
 
 /// Hands the request to the router; what comes back as a response, with the failure in its extensions where it is one.
-async fn give(request: Request<Body>, context: Context, handler: &Handler, reveal: bool) -> Response<Body> {
+pub(super) async fn give(request: Request<Body>, context: Context, handler: &Handler, reveal: bool) -> Response<Body> {
     let event = Event {
         context,
         input: Input::Http(request),

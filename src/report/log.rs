@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -30,6 +30,26 @@ pub fn begin(sink: impl Write + Send + 'static, level: &str) {
         .try_init();
 }
 
+/// What is logged: a line of ours, or of a program.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// Empty where it is of none.
+    pub component: &'a str,
+    /// The event that it was printed for; empty where that is not known.
+    pub event: &'a str,
+    pub level: Level,
+    pub message: &'a str,
+}
+
+type Tap = Box<dyn Fn(&Entry<'_>) + Send + Sync>;
+
+static TAP: OnceLock<Tap> = OnceLock::new();
+
+/// Tells `tap` of everything that is logged from now on, too. The second call of a process does nothing.
+pub fn tap(tap: impl Fn(&Entry<'_>) + Send + Sync + 'static) {
+    let _ = TAP.set(Box::new(tap));
+}
+
 /// Whether `text` says what is logged, as [`VARIABLE`] does.
 pub fn is_filter(text: &str) -> bool {
     !text.is_empty() && EnvFilter::try_new(text).is_ok()
@@ -48,6 +68,14 @@ where
         let mut parts = Parts::default();
         event.record(&mut parts);
         let metadata = event.metadata();
+        if let Some(tap) = TAP.get() {
+            tap(&Entry {
+                component: &parts.component,
+                event: &parts.event,
+                level: *metadata.level(),
+                message: &parts.message,
+            });
+        }
         if metadata.target() == "program" {
             let event = if parts.event.is_empty() { "" } else { "#" };
             return writeln!(writer, "{}{event}{} | {}", parts.component, parts.event, parts.message);

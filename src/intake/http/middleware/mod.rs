@@ -7,7 +7,7 @@
 
 mod body;
 mod rate;
-mod request_id;
+pub(in crate::intake) mod request_id;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

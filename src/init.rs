@@ -181,7 +181,7 @@ async fn live_in_machine(options: MachineOptions) -> io::Result<()> {
 async fn serve_http(address: SocketAddr, handler: Handler) {
     let served = async {
         let listener = tokio::net::TcpListener::bind(address).await?;
-        tracing::info!("serving on http://{}", listener.local_addr()?);
+        tracing::info!("requests are taken on http://{}, too", listener.local_addr()?);
         let options = http::Options {
             observer: Box::new(|_| {}),
             reveal: false,

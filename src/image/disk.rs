@@ -160,7 +160,7 @@ fn write_script(tree: &Tree, folder: &Path, script: &Path) -> Result<(), DiskErr
                 copy().map_err(entry_error(path))?;
                 format!("write {} {name}\n", file.display())
             }
-            Kind::Symlink(to) => format!("symlink {name} {}\n", quoted(to).map_err(entry_error(path))?),
+            Kind::Symlink(to) => format!("symlink {name} {}\n", quoted_text(to).map_err(entry_error(path))?),
             // debugfs makes nodes in its working directory only.
             Kind::CharacterDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => node(path, entry, &mut fields)?,
         };
@@ -180,8 +180,7 @@ fn node(path: &Path, entry: &Entry, fields: &mut Vec<(&'static str, u32)>) -> Re
     const S_IFBLK: u32 = 0o060_000;
     const S_IFIFO: u32 = 0o010_000;
     let parent = quoted(path.parent().unwrap_or(Path::new(""))).map_err(entry_error(path))?;
-    let name = quoted(Path::new(path.file_name().unwrap_or_default())).map_err(entry_error(path))?;
-    let name = name.replacen("\"/", "\"", 1);
+    let name = quoted_text(Path::new(path.file_name().unwrap_or_default())).map_err(entry_error(path))?;
     let (what, kind) = match entry.kind {
         Kind::CharacterDevice { major, minor } => (format!("c {major} {minor}"), S_IFCHR),
         Kind::BlockDevice { major, minor } => (format!("b {major} {minor}"), S_IFBLK),
@@ -191,14 +190,16 @@ fn node(path: &Path, entry: &Entry, fields: &mut Vec<(&'static str, u32)>) -> Re
     Ok(format!("cd {parent}\nmknod {name} {what}\ncd /\n"))
 }
 
-/// A path of the image as debugfs's commands take it: absolute, in double quotes, which it has no way to escape.
+/// A path of the image as debugfs's commands take it: absolute.
 fn quoted(path: &Path) -> io::Result<String> {
-    let text = path.to_str().filter(|text| !text.contains(['"', '\n']));
+    quoted_text(&Path::new("/").join(path))
+}
+
+/// In double quotes, within which debugfs has no way to name one more.
+fn quoted_text(text: &Path) -> io::Result<String> {
+    let text = text.to_str().filter(|text| !text.contains(['"', '\n']));
     let text = text.ok_or_else(|| io::Error::other("debugfs has no way to name it"))?;
-    Ok(match path.is_absolute() || text.starts_with('.') {
-        true => format!("\"{text}\""),
-        false => format!("\"/{text}\""),
-    })
+    Ok(format!("\"{text}\""))
 }
 
 /// Makes an erofs, not compressed.

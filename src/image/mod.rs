@@ -147,6 +147,11 @@ impl Build {
         // build that is interrupted before leaves nothing there.
         drop(Target::create(&self.output)?);
 
+        if matches!(recipe.base, Base::Debian(_)) {
+            // mmdebstrap makes what runs on this machine.
+            init.require(std::env::consts::ARCH)?;
+            debian::check()?;
+        }
         let mut files = Tree::default();
         if let Some(python) = &recipe.python {
             python::add(&mut files, python, &recipe, self.cache.as_ref(), progress)?;
@@ -195,11 +200,7 @@ impl Build {
                 let base = oci::read(&path, init.architecture)?;
                 return Ok((base.tree, base.environment));
             }
-            Base::Debian(debian) => {
-                // mmdebstrap makes what runs on this machine.
-                init.require(std::env::consts::ARCH)?;
-                debian::bootstrap(debian, recipe, files, epoch, self.cache.as_ref(), progress)?
-            }
+            Base::Debian(debian) => debian::bootstrap(debian, recipe, files, epoch, self.cache.as_ref(), progress)?,
         };
         Ok((tree, BTreeMap::new()))
     }

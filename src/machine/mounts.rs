@@ -169,7 +169,7 @@ impl KernelMount {
         }
         if !directory.is_dir() {
             // The kernel makes a place in /sys for each file system that it has.
-            if directory.starts_with("/sys/") {
+            if directory != "/sys" && directory.starts_with("/sys") {
                 return Err(Skipped::NoFileSystem { target, file_system });
             }
             make_directory(directory).map_err(|source| Skipped::NoDirectory { target, source })?;

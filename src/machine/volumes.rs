@@ -373,6 +373,55 @@ mod tests {
     }
 
     #[test]
+    fn a_late_device_is_waited_for_and_a_broken_one_named() {
+        isolated(
+            "machine::volumes::tests::a_late_device_is_waited_for_and_a_broken_one_named",
+            &[Namespace::Mount],
+            || {
+                let base = tempfile::tempdir().expect("a folder");
+                let image = base.path().join("disk");
+                File::create(&image).expect("a file").set_len(8 << 20).expect("8 MiB");
+                if !made_by("mkfs.ext4", &["-q"], &image, None) {
+                    return;
+                }
+                let Some(device) = Loop::over(&image) else { return };
+                let name = format!("polyinit-late-{}", std::process::id());
+                let late = Path::new("/dev").join(&name);
+                let point = base.path().join("point");
+                let disk = volume(&name, point.to_str().expect("text"));
+                // It comes when somebody has looked for it in vain, which is why there is a time to wait.
+                let comes = std::thread::spawn({
+                    let (target, late) = (device.path.clone(), late.clone());
+                    move || {
+                        std::thread::sleep(DEVICE_POLL * 10);
+                        std::os::unix::fs::symlink(target, late)
+                    }
+                });
+                let mounted = mount_volume(&disk, DEVICE_PATIENCE);
+                comes.join().expect("no panic").expect("a link");
+                fs::remove_file(&late).expect("the link is ours");
+                mounted.expect("mounted");
+                release(&point).expect("released");
+
+                // The superblock's magic, and nothing behind it.
+                let broken = base.path().join("broken");
+                let file = File::create(&broken).expect("a file");
+                file.set_len(8 << 20).expect("8 MiB");
+                std::os::unix::fs::FileExt::write_all_at(&file, &[0x53, 0xef], 1024 + 0x38).expect("written");
+                let Some(device) = Loop::over(&broken) else { return };
+                let error = mount_volume(&volume(&device.path, disk.mount.as_str()), DEVICE_PATIENCE);
+                let error = error.expect_err("no file system").to_string();
+                let expected = format!(
+                    "volume {} on {}: mounting it writable as ext4 failed: E",
+                    device.path,
+                    point.display()
+                );
+                assert!(error.starts_with(&expected), "{error}");
+            },
+        );
+    }
+
+    #[test]
     fn at_halt_every_disk_is_released_the_busy_ones_too() {
         isolated(
             "machine::volumes::tests::at_halt_every_disk_is_released_the_busy_ones_too",

@@ -65,6 +65,20 @@ pub enum DebianError {
     Archive(#[from] ArchiveError),
 }
 
+/// Sees to it that there is what makes a base, before anything is done for one.
+///
+/// # Errors
+/// mmdebstrap is not installed.
+pub fn check() -> Result<(), DebianError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = std::env::split_paths(&path).any(|folder| folder.join(mmdebstrap::PROGRAM).is_file());
+    if is_there {
+        Ok(())
+    } else {
+        Err(DebianError::NoMmdebstrap)
+    }
+}
+
 /// Makes the base: suite and packages, the recipe's `files` over them, then its commands.
 ///
 /// # Errors

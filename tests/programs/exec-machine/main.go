@@ -28,13 +28,18 @@ func main() {
 		"/read": read, "/link": link, "/write": write, "/fetch": fetch, "/kill": kill, "/hold": hold, "/time": now,
 	}
 	for path, route := range routes {
-		http.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			if err := route(w, r); err != nil {
-				http.Error(w, err.Error(), http.StatusTeapot)
-			}
-		})
+		http.HandleFunc(path, told(route))
 	}
 	log.Fatal(http.ListenAndServe(":"+port, nil))
+}
+
+// A handler that tells what went wrong.
+func told(route func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := route(w, r); err != nil {
+			http.Error(w, err.Error(), http.StatusTeapot)
+		}
+	}
 }
 
 // A file's content.

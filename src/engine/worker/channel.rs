@@ -34,6 +34,9 @@ const STREAMS: usize = 4096;
 /// Room that is made for each read, in bytes.
 const READ: usize = 64 << 10;
 
+/// Where the worker's first word comes from: what it found, or why its program can't be started.
+pub type FirstWord = oneshot::Receiver<Result<Bytes, Fault>>;
+
 /// The host's end of the socketpair, shared by all who have events with the worker.
 pub struct Channel {
     language: Arc<dyn Language>,
@@ -113,10 +116,7 @@ impl Channel {
     ///
     /// # Errors
     /// Where the socket can't be watched: epoll_ctl(2).
-    pub fn new(
-        language: Arc<dyn Language>,
-        socket: UnixStream,
-    ) -> io::Result<(Arc<Self>, oneshot::Receiver<Result<Bytes, Fault>>)> {
+    pub fn new(language: Arc<dyn Language>, socket: UnixStream) -> io::Result<(Arc<Self>, FirstWord)> {
         let socket = Socket::new(socket)?;
         let (start, started) = oneshot::channel();
         let channel = Arc::new(Self {

@@ -7,11 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
-use tokio::sync::oneshot;
-
-use super::channel::Channel;
-use super::{Fault, Language};
+use super::Language;
+use super::channel::{Channel, FirstWord};
 use crate::engine::Settings;
 use crate::engine::process::{self, Confinement, Launch, Process};
 use crate::program::Component;
@@ -24,7 +21,7 @@ pub struct Warm(Arc<Mutex<HashMap<&'static str, Interpreter>>>);
 pub struct Interpreter {
     pub process: Process,
     pub channel: Arc<Channel>,
-    pub started: oneshot::Receiver<Result<Bytes, Fault>>,
+    pub started: FirstWord,
 }
 
 impl Warm {

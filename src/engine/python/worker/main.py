@@ -23,7 +23,6 @@ class Worker:
         self.channel = channel
         self.exchanges = {}
         self.loop = None
-        self.ready = ()
         self.program = None
         self.stopping = False
         self.idle = None
@@ -52,16 +51,10 @@ class Worker:
             else:
                 exchange.take_piece(kind, bytes(payload))
 
-    def begin(self, exchange, work):
-        """Has the loop do this event's work."""
+    def begin(self, exchange, coroutine):
+        """Has a task of its own see to an event."""
         self.exchanges[exchange.stream] = exchange
-        # The first step of a task waits for the loop's next turn. It is run at once where that can be had, as Python
-        # 3.12's eager tasks are (which the program would not find among all tasks): most events end in it.
-        ready = self.ready
-        before = len(ready)
-        exchange.task = self.loop.create_task(work)
-        if len(ready) == before + 1:
-            ready.pop()._run()
+        exchange.task = self.begin_task(coroutine)
 
     def forget(self, exchange):
         """This event is through."""
@@ -99,7 +92,7 @@ class Worker:
         self.loop = loop = program.event_loop_for(load, self.loop)
         asyncio.set_event_loop(loop)
         self.channel.loop = loop
-        self.ready = getattr(loop, "_ready", ())
+        self.begin_task = beginner(loop)
         try:
             name, target, kind = program.find(load)
             self.program = self.interface(kind)(target, self, load)
@@ -117,7 +110,7 @@ class Worker:
         loop.add_signal_handler(signal.SIGCONT, reseed)
         if self.channel.rest:
             rest, self.channel.rest = self.channel.rest, b""
-            self.channel.parse(rest)
+            self.channel.parse(memoryview(rest))
         loop.run_forever()
         self.channel.flush_blocking()
         leave(0)
@@ -148,6 +141,58 @@ def reseed():
     """The machine was stopped, or is a copy of one that was: its twin must not have the same random numbers."""
     if random := sys.modules.get("random"):
         random.seed()
+
+
+def beginner(loop):
+    """What begins a task and runs its first step at once, not in the loop's next turn: most events end in it.
+
+    Python 3.12's eager tasks do that, too, but are no tasks of the loop while they run so, and a program may look for
+    its own.
+    """
+    if hasattr(loop, "_ready"):
+        return lambda coroutine: begin_in_queue(loop, coroutine)
+    if type(loop).__module__ == "uvloop" and hasattr(loop, "__dict__"):
+        return Beginner(loop).begin
+    return loop.create_task
+
+
+def begin_in_queue(loop, coroutine):
+    # asyncio's own loops: the step is the last of what is to be run in the next turn.
+    ready = loop._ready
+    before = len(ready)
+    task = loop.create_task(coroutine)
+    if len(ready) == before + 1:
+        ready.pop()._run()
+    return task
+
+
+class Beginner:
+    """uvloop's: its queue can't be seen, but how a task puts its first step there can."""
+
+    def __init__(self, loop):
+        self.loop = loop
+        self.step = None
+
+    def begin(self, coroutine):
+        loop = self.loop
+        loop.call_soon = self.catch
+        try:
+            task = loop.create_task(coroutine)
+        finally:
+            del loop.call_soon
+        step, self.step = self.step, None
+        if step is not None:
+            callback, arguments, context = step
+            try:
+                context.run(callback, *arguments)
+            except Exception as error:
+                loop.call_exception_handler({"message": "a task could not begin", "exception": error})
+        return task
+
+    def catch(self, callback, *arguments, context=None):
+        if self.step is not None or context is None:
+            return type(self.loop).call_soon(self.loop, callback, *arguments, context=context)
+        self.step = callback, arguments, context
 
 
 def leave(status):

@@ -178,6 +178,41 @@ async fn who_leaves_is_noticed() {
     assert!(!output.contains("Traceback"), "{output}");
 }
 
+#[tokio::test]
+async fn what_events_print_stays_apart() {
+    let app = start();
+    let (one, two) = tokio::join!(app.get("/logs?one"), app.get("/logs?two"));
+    assert_eq!((one.status, two.status), (200, 200));
+    let output = app.stop();
+    let marks = ["#1 | ", "#2 | "].map(|mark| {
+        let lines: Vec<&str> = output
+            .lines()
+            .filter_map(|line| Some(line.split_once(mark)?.1))
+            .collect();
+        lines
+    });
+    for name in ["one", "two"] {
+        let begins = format!("{name} begins and goes on");
+        let lines = marks
+            .iter()
+            .find(|lines| lines.contains(&&*begins))
+            .unwrap_or_else(|| panic!("{output}"));
+        for expected in [
+            &*format!("WARNING {name} by logging"),
+            "in two lines",
+            &format!("{name} by a thread"),
+            &format!("{name} by a task"),
+            &format!("{name} in bytes: \u{fffd}"),
+            "Traceback (most recent call last):",
+            &format!("KeyError: '{name}'"),
+            &format!("{name} ends"),
+        ] {
+            let count = lines.iter().filter(|line| **line == expected).count();
+            assert_eq!(count, 1, "{expected}:\n{output}");
+        }
+    }
+}
+
 /// The interpreters of this machine that the worker is for, by version.
 fn interpreters() -> Vec<(String, std::path::PathBuf)> {
     let pyenv = std::env::var("HOME").map(|home| format!("{home}/.pyenv/versions"));

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import logging
+import sys
+import traceback
 
 seen = {}
+logging.basicConfig(format="%(levelname)s %(message)s")
 TEXT = [(b"content-type", b"text/plain")]
 
 
@@ -137,6 +141,31 @@ async def is_cancelled(scope, receive, send):
     except asyncio.CancelledError:
         seen["cancelled"] = True
         raise
+
+
+async def logs(scope, receive, send):
+    # In every way that programs have, with other events in between.
+    name = scope["query_string"].decode()
+    print(name, "begins", end=" ")
+    while len(seen.setdefault("logging", [])) < 2 and name not in seen["logging"]:
+        seen["logging"].append(name)
+        await asyncio.sleep(0)
+    print("and goes on")
+    logging.warning("%s by logging\nin two lines", name)
+    await asyncio.to_thread(print, name, "by a thread")
+    await asyncio.create_task(in_a_task(name))
+    sys.stdout.buffer.write(f"{name} in bytes: ".encode() + b"\xff\n")
+    try:
+        raise KeyError(name)
+    except KeyError:
+        traceback.print_exc()
+    print(name, "ends", end="")
+    await answer(send, name)
+
+
+async def in_a_task(name):
+    await asyncio.sleep(0)
+    print(name, "by a task", file=sys.stderr, flush=True)
 
 
 async def counts(scope, receive, send):

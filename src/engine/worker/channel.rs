@@ -23,7 +23,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::frame::{self, Frame, FrameError, Kind, PIECE, WINDOW};
+use super::frame::{self, Frame, FrameError, Kind, PIECE, TELL, WINDOW};
 use super::socket::Socket;
 use super::{Fault, Language, ReplyHead, websocket};
 use crate::event::{Body, BodyError, Context, Event, Failure, FailureKind, Input, Reply};
@@ -521,6 +521,7 @@ impl Channel {
                 stream: id,
                 receiver,
                 untaken,
+                taken: 0,
                 ended: false,
             });
             drop(streams);
@@ -678,6 +679,8 @@ struct Pieces {
     stream: u32,
     receiver: mpsc::UnboundedReceiver<Result<BodyFrame<Bytes>, BodyError>>,
     untaken: Arc<AtomicUsize>,
+    /// Bytes that were taken, and that the worker has not been told of yet.
+    taken: usize,
     ended: bool,
 }
 
@@ -692,10 +695,13 @@ impl HttpBody for Pieces {
         match std::task::ready!(self.receiver.poll_recv(cx)) {
             Some(Ok(part)) => {
                 if let Some(piece) = part.data_ref() {
-                    self.untaken.fetch_sub(piece.len(), Ordering::Relaxed);
-                    let taken = (piece.len() as u32).to_le_bytes();
-                    self.channel
-                        .send(|out| frame::put(out, Kind::Taken, self.stream, &taken));
+                    let length = piece.len();
+                    self.untaken.fetch_sub(length, Ordering::Relaxed);
+                    self.taken += length;
+                    if self.taken >= TELL {
+                        let taken = (std::mem::take(&mut self.taken) as u32).to_le_bytes();
+                        self.channel.tell_of(self.stream, Kind::Taken, &taken);
+                    }
                 }
                 Poll::Ready(Some(Ok(part)))
             }

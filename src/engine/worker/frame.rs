@@ -22,6 +22,9 @@ pub const PIECE: usize = 128 << 10;
 /// How many bytes of a body may be on their way before the other side has said that it took them.
 pub const WINDOW: usize = 512 << 10;
 
+/// So many bytes are taken before the other side is told of it: few frames, and never so many that it has to wait.
+pub const TELL: usize = WINDOW / 4;
+
 /// The stream that means the worker itself.
 pub const WORKER: u32 = 0;
 

@@ -29,7 +29,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::channel::Channel;
-use super::frame::{Kind, PIECE, WINDOW};
+use super::frame::{Kind, PIECE, TELL, WINDOW};
 use crate::event::{Body, Context, Failure, FailureKind, Reply};
 
 /// How often a client that says nothing is pinged.
@@ -293,6 +293,7 @@ impl Relay {
         from_worker: &mut mpsc::UnboundedReceiver<(Kind, Bytes)>,
     ) -> End {
         let mut begun = BytesMut::new();
+        let mut taken = 0;
         let mut ping = tokio::time::interval_at(Instant::now() + PING, PING);
         loop {
             let next = tokio::select! {
@@ -340,7 +341,9 @@ impl Relay {
                 {
                     return End::Lost;
                 }
-                self.took(length);
+                self.untaken.fetch_sub(length, Ordering::Relaxed);
+                taken += length;
+                self.tell_taken(&mut taken);
                 match from_worker.try_recv() {
                     Ok(more) => next = Some(more),
                     Err(mpsc::error::TryRecvError::Empty) => break,
@@ -353,12 +356,12 @@ impl Relay {
         }
     }
 
-    /// Tells the worker that it may send so many bytes more.
-    fn took(&self, length: usize) {
-        if length > 0 {
-            self.untaken.fetch_sub(length, Ordering::Relaxed);
+    /// Tells the worker that it may send more, once `taken` bytes are worth a frame.
+    fn tell_taken(&self, taken: &mut usize) {
+        if *taken >= TELL {
             let Open { channel, stream } = &self.open;
-            channel.tell_of(*stream, Kind::Taken, &(length as u32).to_le_bytes());
+            let taken = (std::mem::take(taken) as u32).to_le_bytes();
+            channel.tell_of(*stream, Kind::Taken, &taken);
         }
     }
 }

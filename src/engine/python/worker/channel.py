@@ -16,6 +16,8 @@ READ_BYTES = 256 << 10
 # As in frame.rs: the largest piece of a body, and how many bytes of one may be on their way.
 PIECE_BYTES = 128 << 10
 WINDOW_BYTES = 512 << 10
+# So much is taken before the other side is told of it.
+TELL_BYTES = WINDOW_BYTES // 4
 # A reply up to this goes as one frame.
 WHOLE_BYTES = 1 << 20
 # What waits to be written before programs are made to wait, too.
@@ -31,6 +33,8 @@ class Channel:
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.rest = b""
         self.out = []
+        # The last piece of a body in `out`: its stream, where its frame begins and ends there, its length.
+        self.piece = (0, 0, 0, 0)
         self.unsent = b""
         self.loop = None
         self.reading = False
@@ -105,11 +109,24 @@ class Channel:
         if payload:
             self.out.append(payload)
 
+    def write_piece(self, stream, piece):
+        """As `write` of a PIECE. One that follows another of the same body goes in the same frame."""
+        before, at, end, length = self.piece
+        length += len(piece)
+        if before == stream and end == len(self.out) and length <= PIECE_BYTES:
+            self.out[at] = HEADER.pack(length, stream, PIECE)
+            self.out.append(piece)
+        else:
+            self.write(PIECE, stream, piece)
+            at, length = len(self.out) - 2, len(piece)
+        self.piece = stream, at, len(self.out), length
+
     def flush(self):
         if self.writing or not self.out:
             return
         data = b"".join(self.out) if not self.unsent else b"".join([self.unsent, *self.out])
         self.out.clear()
+        self.piece = (0, 0, 0, 0)
         try:
             sent = self.sock.send(data)
         except BlockingIOError:

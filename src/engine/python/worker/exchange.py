@@ -6,7 +6,8 @@ What is common to every interface. All of it belongs to the loop's thread.
 import marshal
 from collections import deque
 
-from .channel import (END, FAILED, HEAD, LENGTH, PIECE, PIECE_BYTES, REPLY, TAKEN, WINDOW_BYTES, sleep_in, wake)
+from .channel import (END, FAILED, HEAD, LENGTH, PIECE, PIECE_BYTES, REPLY, TAKEN, TELL_BYTES, WINDOW_BYTES, sleep_in,
+                      wake)
 from .report import fault
 
 
@@ -18,7 +19,7 @@ class Exchange:
     """An event: `whole` is its body where that came in one piece, None where pieces follow."""
 
     __slots__ = ("worker", "stream", "event", "waiters", "whole", "pieces", "body_ended", "disconnected", "started",
-                 "finished", "credit")
+                 "finished", "credit", "taken")
 
     def __init__(self, worker, stream, event, whole):
         self.worker = worker
@@ -33,6 +34,8 @@ class Exchange:
         self.started = False
         self.finished = False
         self.credit = WINDOW_BYTES
+        # Bytes of the body that were taken, and that the other side has not been told of yet.
+        self.taken = 0
 
     # What comes in.
 
@@ -67,7 +70,7 @@ class Exchange:
         while True:
             if self.pieces:
                 piece = self.pieces.popleft()
-                self.worker.channel.write(TAKEN, self.stream, LENGTH.pack(len(piece)))
+                self.took(len(piece))
                 more = bool(self.pieces) or not self.body_ended
                 if not more:
                     self.pieces = None
@@ -78,6 +81,13 @@ class Exchange:
                 self.pieces = None
                 return b"", False
             await sleep_in(self.worker.loop, self.waiters)
+
+    def took(self, count):
+        """So many bytes more may be sent. The other side has room enough to be told of them in larger numbers."""
+        self.taken += count
+        if self.taken >= TELL_BYTES:
+            self.worker.channel.write(TAKEN, self.stream, LENGTH.pack(self.taken))
+            self.taken = 0
 
     # What goes out.
 
@@ -98,6 +108,12 @@ class Exchange:
         """Sends a part of the body in pieces, as fast as it is taken; the last one as a frame of `kind`."""
         worker = self.worker
         channel = worker.channel
+        if kind == PIECE and type(body) is bytes and len(body) <= min(self.credit, PIECE_BYTES):
+            self.credit -= len(body)
+            channel.write_piece(self.stream, body)
+            if channel.writing:
+                await channel.room()
+            return
         view = memoryview(body).cast("B")
         position, end = 0, len(view)
         while position < end:

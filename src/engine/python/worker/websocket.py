@@ -9,7 +9,7 @@ import sys
 from collections import deque
 
 from .asgi import ASGI, HttpExchange
-from .channel import ACCEPT, BINARY, CLOSE, LENGTH, PIECE, TAKEN, TEXT, sleep_in, wake
+from .channel import ACCEPT, BINARY, CLOSE, PIECE, TEXT, sleep_in, wake
 from .exchange import Disconnected, encode_head
 from .report import last_line, own_traceback
 
@@ -85,10 +85,6 @@ class SocketExchange(HttpExchange):
         if not self.messages:
             self.took(self.owed)
             self.owed = 0
-
-    def took(self, count):
-        if count:
-            self.worker.channel.write(TAKEN, self.stream, LENGTH.pack(count))
 
     def disconnect(self, reason):
         self.lost(ABNORMAL, "")

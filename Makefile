@@ -28,6 +28,7 @@ setup:
 
 guests: setup
 	wasm-examples/build
+	tests/host/get-programs
 
 vm: setup
 	tests/host/get-vm
@@ -36,6 +37,8 @@ images: build
 	runtimes/setup
 	mkdir -p $(IMAGES) $(PACKAGES)
 	$(POLYINIT) image build runtimes/wasm -o $(IMAGES)/wasm.squashfs
+	$(POLYINIT) image build runtimes/minimal -o $(IMAGES)/minimal.squashfs --cache $(PACKAGES)
+	$(POLYINIT) image build runtimes/python -o $(IMAGES)/python.squashfs --cache $(PACKAGES)
 	$(POLYINIT) image build runtimes/debian-12 -o $(IMAGES)/debian-12.squashfs --cache $(PACKAGES)
 
 DEMO := bench/demo $(POLYINIT) $(IMAGES)/debian-12.squashfs target/guests/polyglot

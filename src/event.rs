@@ -47,13 +47,13 @@ pub struct Context {
     pub client: Option<SocketAddr>,
     /// Our end of that connection.
     pub server: Option<SocketAddr>,
+    /// How many components have passed it on: 0 for one from outside.
+    pub depth: u8,
     /// `http` or `https`, as the client saw it.
     pub scheme: &'static str,
     /// The path with its percent-encoding taken off, where the intake was given it so and decoding the request's
     /// URI again would take off one layer too many.
     pub decoded_path: Option<String>,
-    /// Components that this event has come through, each by a request of its own to the program.
-    pub depth: u8,
 }
 
 /// Tells events of one run of the process apart, in logs and towards programs.
@@ -94,9 +94,9 @@ impl Context {
             id: EventId(NEXT.fetch_add(1, Ordering::Relaxed)),
             client: None,
             server: None,
+            depth: 0,
             scheme: "http",
             decoded_path: None,
-            depth: 0,
         }
     }
 }
@@ -104,6 +104,11 @@ impl Context {
 impl EventId {
     /// Of what is done for no event in particular.
     pub const NONE: Self = Self(0);
+
+    /// The id as a header's value.
+    pub fn value(self) -> http::HeaderValue {
+        self.0.into()
+    }
 }
 
 impl std::fmt::Display for EventId {

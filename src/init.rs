@@ -7,26 +7,37 @@
 mod data;
 mod guest;
 pub mod image_environment;
+mod keeper;
 mod place;
+mod services;
 mod shell;
+mod ssh;
 
+use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::engine::Settings;
 use crate::guest_api::{self, Bridge};
 use crate::intake::aleph::{Intake, Limits, Listener};
+use crate::intake::{Handler, http};
+use crate::machine::clock::Resumed;
+use crate::machine::options::Options as MachineOptions;
 use crate::machine::{self, console, power, reaper, root};
 use crate::report;
 use crate::wire;
 use guest::Guest;
 use place::Place;
+use services::Services;
 
 /// How long the host may take to accept the ready signal.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
@@ -34,21 +45,33 @@ const READY_PATIENCE: Duration = Duration::from_secs(5);
 /// How long disks may take to be brought up to date at the end: what is left of the host's 5 s.
 const RESTART_DEADLINE: Duration = Duration::from_millis(900);
 
+/// What services have between SIGTERM and SIGKILL, at halt.
+const SERVICE_GRACE: Duration = Duration::from_millis(500);
+
 /// How long the last lines of the log may take to reach the console.
 const LAST_LINES: Duration = Duration::from_millis(200);
 
 /// The life of PID 1. Comes to its end by restarting the machine.
 pub fn run() -> ! {
+    // A panic here, on the thread that becomes the reaper, would be the kernel's panic, too.
+    let Err(_panic) = std::panic::catch_unwind(run_to_end);
+    power::fail("init panicked")
+}
+
+fn run_to_end() -> Infallible {
     let machine = machine::prepare();
     let log = console::Bounded::new(io::stderr(), console::BACKLOG);
+    let level = machine.options.log.as_deref().unwrap_or("info");
     match &log {
-        Ok(log) => report::log::begin(log.clone(), "info"),
-        Err(_) => report::log::begin(io::stderr(), "info"),
+        Ok(log) => report::log::begin(log.clone(), level),
+        Err(_) => report::log::begin(io::stderr(), level),
     }
     tell_of(&machine);
+    let options = machine.options;
+    follow(&options);
     let life = reaper::live(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let lived = runtime.block_on(live_in_machine());
+        let lived = runtime.block_on(live_in_machine(options));
         // A compiler that is still at work is not waited for.
         runtime.shutdown_background();
         lived
@@ -69,6 +92,9 @@ pub fn run() -> ! {
 }
 
 fn tell_of(machine: &machine::Prepared) {
+    for mistake in &machine.mistakes {
+        tracing::warn!("{mistake}");
+    }
     match &machine.root {
         Ok(root::Root::Writable | root::Root::Overlay) => {}
         Ok(root::Root::Patched { writable, why }) => {
@@ -81,7 +107,21 @@ fn tell_of(machine: &machine::Prepared) {
     }
 }
 
-async fn live_in_machine() -> io::Result<()> {
+/// What of the options is the kernel's to do, before anything runs.
+fn follow(options: &MachineOptions) {
+    let modules: Vec<&str> = options.modules.iter().map(String::as_str).collect();
+    for error in machine::modules::load(&modules) {
+        tracing::warn!("{error}");
+    }
+    for error in machine::sysctl::set_all(&options.sysctl) {
+        tracing::warn!("{error}");
+    }
+    if machine::power::is_machines_init() {
+        keeper::keep_programs(options.reserve);
+    }
+}
+
+async fn live_in_machine(options: MachineOptions) -> io::Result<()> {
     if let Err(error) = machine::network::loopback_up() {
         tracing::warn!("{error}");
     }
@@ -100,33 +140,72 @@ async fn live_in_machine() -> io::Result<()> {
             Err(error) => tracing::warn!("{error}"),
         }
     }
-    let address = VsockAddr::new(VMADDR_CID_ANY, wire::PORT);
-    let listener = VsockListener::bind(address)
-        .map_err(|error| io::Error::other(format!("can't listen on vsock port {}: {error}", wire::PORT)))?;
+    let services = Services::default();
+    for (name, command) in &options.services {
+        services.start(name, command.clone(), &settings, SERVICE_GRACE);
+    }
+    if let Some(terminal) = options.login.clone() {
+        tokio::spawn(async move {
+            if let Err(error) = machine::login::keep_shell(&terminal).await {
+                tracing::warn!("{error}");
+            }
+        });
+    }
+    tokio::spawn(async {
+        if let Err(error) = machine::clock::look_after(resumed).await {
+            tracing::debug!("{error}");
+        }
+    });
+    let port = options.vsock_port.unwrap_or(wire::PORT);
+    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+        .map_err(|error| io::Error::other(format!("can't listen on vsock port {port}: {error}")))?;
     let ready = async {
         let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, wire::PORT)).await?;
         say_ready(&mut stream).await
     };
+    let place = Place::Machine {
+        services,
+        mtu: options.mtu,
+    };
     let mut limits = Limits::default();
-    let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    match event_limit(&command_line) {
-        Ok(Some(limit)) => limits.event = limit,
-        Ok(None) => {}
-        Err(word) => tracing::warn!("{word} on the kernel's command line is no number of bytes: not used"),
+    limits.event = options.event_limit.unwrap_or(limits.event);
+    let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
+    let intake = Intake::new(guest, limits);
+    for address in options.http {
+        tokio::spawn(serve_http(address, intake.handler()));
     }
-    live(Listener::Vsock(listener), ready, Place::Machine, settings, limits).await
+    live(Listener::Vsock(listener), ready, intake, &settings).await
 }
 
-/// The largest event and reply, in bytes, by the word `polyinit.event_limit=BYTES` on the kernel's command line.
-fn event_limit(command_line: &str) -> Result<Option<usize>, &str> {
-    let mut words = command_line.split_ascii_whitespace();
-    let Some(word) = words.rfind(|word| word.starts_with("polyinit.event_limit=")) else {
-        return Ok(None);
+/// Serves the program by HTTP as well, for as long as the machine lives.
+async fn serve_http(address: SocketAddr, handler: Handler) {
+    let served = async {
+        let listener = tokio::net::TcpListener::bind(address).await?;
+        tracing::info!("requests are taken on http://{}, too", listener.local_addr()?);
+        let options = http::Options {
+            observer: Box::new(|_| {}),
+            reveal: false,
+            // The program, whose manifest would say what is done around requests, comes later than this intake.
+            middleware: None,
+            grace: Duration::ZERO,
+        };
+        http::serve(listener, handler, options, CancellationToken::new()).await
     };
-    match word.rsplit('=').next().and_then(|bytes| bytes.parse().ok()) {
-        Some(bytes @ 1..) => Ok(Some(bytes)),
-        _ => Err(word),
+    if let Err(error) = served.await {
+        tracing::warn!("no HTTP on {address}: {error}");
     }
+}
+
+/// After a pause: the log says so, and every program is sent SIGCONT, as one that was stopped would be (signal(7)).
+/// Nobody is hurt by it, and who must know, for its timers or its random numbers, can listen for it.
+fn resumed(resumed: Resumed) {
+    match resumed.behind {
+        0.0 => tracing::info!("the machine was resumed from a snapshot"),
+        seconds => {
+            tracing::info!("the machine had been stopped: its clock was {seconds:.0} s behind, and is right again")
+        }
+    }
+    machine::cgroup::signal_programs(Signal::SIGCONT);
 }
 
 /// The options of a guest without a machine.
@@ -136,6 +215,8 @@ pub struct Options {
     /// Files that stand for block devices: `vdb` and what is on it.
     pub devices: Vec<(String, PathBuf)>,
     pub limits: Limits,
+    /// Whether the host may run commands (`!`).
+    pub shell: bool,
 }
 
 /// The life of a guest without a machine, in a folder that goes with it.
@@ -180,7 +261,8 @@ pub async fn live_in_folder(options: Options) -> io::Result<()> {
             Err(error) => Err(error),
         }
     };
-    let lived = live(listener, ready, place, settings, options.limits).await;
+    let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
+    let lived = live(listener, ready, Intake::new(guest, options.limits), &settings).await;
     let _ = std::fs::remove_file(&options.socket);
     lived
 }
@@ -189,11 +271,9 @@ pub async fn live_in_folder(options: Options) -> io::Result<()> {
 async fn live(
     listener: Listener,
     ready: impl Future<Output = io::Result<()>>,
-    place: Place,
-    settings: Settings,
-    limits: Limits,
+    intake: Arc<Intake<Guest>>,
+    settings: &Settings,
 ) -> io::Result<()> {
-    let intake = Intake::new(Guest::new(place, settings.clone()), limits);
     let serving = tokio::spawn(intake.clone().serve(listener));
     match tokio::time::timeout(READY_PATIENCE, ready).await {
         Ok(Ok(())) => report::stage("ready"),
@@ -203,12 +283,15 @@ async fn live(
             READY_PATIENCE.as_secs()
         ),
     }
-    crate::engine::warm_up(&settings);
+    crate::engine::warm_up(settings);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // The power is failing, or a container's manager wants it off.
+    let mut power = signal(SignalKind::from_raw(Signal::SIGPWR as i32))?;
     tokio::select! {
         _ = serving => {}
         _ = terminate.recv() => intake.halt().await,
         _ = interrupt.recv() => intake.halt().await,
+        _ = power.recv() => intake.halt().await,
     }
     report::stage("halted");
     Ok(())
@@ -218,26 +301,4 @@ async fn say_ready(stream: &mut (impl tokio::io::AsyncWrite + Unpin)) -> io::Res
     use tokio::io::AsyncWriteExt;
     stream.write_all(&wire::ready_signal()).await?;
     stream.shutdown().await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::event_limit;
-
-    #[test]
-    fn the_event_limit_is_on_the_kernels_command_line() {
-        assert_eq!(event_limit("console=ttyS0 ro"), Ok(None));
-        assert_eq!(event_limit("ro polyinit.event_limit=1000\n"), Ok(Some(1000)));
-        assert_eq!(
-            event_limit("polyinit.event_limit=1 polyinit.event_limit=2"),
-            Ok(Some(2))
-        );
-        for word in [
-            "polyinit.event_limit=",
-            "polyinit.event_limit=0",
-            "polyinit.event_limit=16M",
-        ] {
-            assert_eq!(event_limit(word), Err(word));
-        }
-    }
 }

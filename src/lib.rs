@@ -10,11 +10,13 @@
 //! - [`event`], [`wire`] and [`report`] know nobody.
 //! - [`program`] is what the user brings; [`engine`] runs it; [`router`] chooses the component; [`intake`] takes events.
 //! - [`machine`] does PID 1's duties and knows nothing of events.
+//! - [`console`] shows a developer what happens, where it is asked to.
 //! - [`init`] and [`cli`] put the pieces together. [`host`] is the other side, for development and tests.
 
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod console;
 pub mod engine;
 pub mod event;
 pub mod guest_api;

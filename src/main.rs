@@ -2,15 +2,11 @@
 
 use std::process::ExitCode;
 
-use polyinit::machine::initramfs;
 use polyinit::{cli, init, report};
 
 fn main() -> ExitCode {
     report::begin();
     if is_machines_init() {
-        if initramfs::is_here() {
-            initramfs::leave();
-        }
         init::run();
     }
     cli::run()

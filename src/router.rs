@@ -4,25 +4,48 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use http::header::{ALLOW, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use crate::engine::{Engine, Handling};
-use crate::event::{Event, Failure, FailureKind, Input};
+use crate::event::{Body, Event, Failure, FailureKind, Input, Reply};
 use crate::program::Component;
+use crate::program::route::{Fit, Route};
+
+/// What follows a component's name in the host that other components know it by.
+pub const INTERNAL: &str = ".internal";
 
 /// The components of a running program, by what they take.
 pub struct Router {
     components: Vec<Running>,
+    /// With the place of its component; the one that says most goes first.
+    routes: Vec<(Route, usize)>,
+    names_hosts: bool,
 }
 
 /// A component with what runs it.
+#[derive(Clone)]
 pub struct Running {
     pub component: Component,
     pub engine: Arc<dyn Engine>,
 }
 
+/// What a request is given to.
+enum Choice<'a> {
+    Component(&'a Running),
+    /// There is a component, but not for this method; with those that there are.
+    Methods(Vec<&'a Method>),
+    None,
+}
+
 impl Router {
     pub fn new(components: Vec<Running>) -> Self {
-        Self { components }
+        let routes = routes_of(components.iter().map(|running| &running.component));
+        Self {
+            names_hosts: routes.iter().any(|(route, _)| route.names_host()),
+            routes,
+            components,
+        }
     }
 
     /// The components and what runs them.
@@ -30,15 +53,50 @@ impl Router {
         &self.components
     }
 
-    /// Gives an event to the component whose route it matches best; a message to the one that takes messages.
+    /// Gives an event to the component whose route says most of it; a message to the one that takes messages.
     pub fn handle(&self, event: Event) -> Handling {
         let chosen = match &event.input {
-            Input::Http(request) => self.by_path(request.uri().path()),
-            Input::Message(_) => self.for_messages(),
+            Input::Http(request) => match self.by_route(request) {
+                Choice::Component(running) => Ok(running),
+                Choice::Methods(methods) => Err(Ok(method_not_allowed(&methods))),
+                Choice::None => Err(Err(Failure::new(
+                    FailureKind::NotFound,
+                    format!("no component has a route for {}", request.uri().path()),
+                ))),
+            },
+            Input::Message(_) => self.for_messages().map_err(Err),
         };
         match chosen {
             Ok(running) => running.engine.handle(event),
-            Err(failure) => Box::pin(std::future::ready(Err(failure))),
+            Err(reply) => Box::pin(std::future::ready(reply)),
+        }
+    }
+
+    /// Gives a request that another component makes to the one that it names as `NAME.internal`, whatever its routes; one
+    /// with another host goes where the routes lead.
+    pub fn call(&self, event: Event) -> Handling {
+        let Input::Http(request) = &event.input else {
+            return self.handle(event);
+        };
+        let host = host_of(request).unwrap_or_default();
+        let Some(name) = host.strip_suffix(INTERNAL) else {
+            return self.handle(event);
+        };
+        match self
+            .components
+            .iter()
+            .find(|running| running.component.name.eq_ignore_ascii_case(name))
+        {
+            Some(running) => running.engine.handle(event),
+            None => {
+                let names: Vec<&str> = self
+                    .components
+                    .iter()
+                    .map(|running| running.component.name.as_str())
+                    .collect();
+                let message = format!("there is no component {name:?}; there are: {}", names.join(", "));
+                Box::pin(std::future::ready(Err(Failure::new(FailureKind::NotFound, message))))
+            }
         }
     }
 
@@ -47,15 +105,22 @@ impl Router {
         join_all(self.components.iter().map(|running| running.engine.stop(grace))).await;
     }
 
-    fn by_path(&self, path: &str) -> Result<&Running, Failure> {
-        let best = self
-            .components
-            .iter()
-            .filter(|running| self.components.len() == 1 || takes_requests(&running.component))
-            .filter_map(|running| Some((matched(&running.component.routes, path)?, running)))
-            .max_by_key(|(length, _)| *length);
-        best.map(|(_, running)| running)
-            .ok_or_else(|| Failure::new(FailureKind::NotFound, format!("no component has a route for {path}")))
+    fn by_route(&self, request: &Request<Body>) -> Choice<'_> {
+        let host = self.names_hosts.then(|| host_of(request)).flatten();
+        let path = request.uri().path();
+        let mut methods = Vec::new();
+        for (route, component) in &self.routes {
+            match route.fits(host.as_deref(), path, request.method()) {
+                Fit::Whole => return Choice::Component(&self.components[*component]),
+                Fit::OtherMethod => methods.extend(route.methods().into_iter().flatten()),
+                Fit::No => {}
+            }
+        }
+        if methods.is_empty() {
+            Choice::None
+        } else {
+            Choice::Methods(methods)
+        }
     }
 
     fn for_messages(&self) -> Result<&Running, Failure> {
@@ -74,41 +139,160 @@ impl Router {
     }
 }
 
-/// One of several components that is there for messages has the paths that it names, and no others.
-fn takes_requests(component: &Component) -> bool {
-    !component.messages || !component.routes.is_empty()
+/// The routes of these components in the order in which they are tried, each with its component's place.
+pub fn routes_of<'a>(components: impl ExactSizeIterator<Item = &'a Component>) -> Vec<(Route, usize)> {
+    let alone = components.len() == 1;
+    let of = |(place, component): (usize, &Component)| {
+        let routes = component.routes_taken(alone);
+        routes.into_iter().map(move |route| (route, place)).collect::<Vec<_>>()
+    };
+    let mut routes: Vec<_> = components.enumerate().flat_map(of).collect();
+    routes.sort_by_cached_key(|(route, _)| route.rank());
+    routes
 }
 
-/// How much of `path` the best of these routes matches; no routes match everything, as weakly as can be.
-fn matched(routes: &[String], path: &str) -> Option<usize> {
-    if routes.is_empty() {
-        return Some(0);
+/// The host that a request names, in lower case and without its port: in its target (HTTP/2, proxies), or in its header.
+fn host_of(request: &Request<Body>) -> Option<String> {
+    let authority = match request.uri().host() {
+        Some(host) => host,
+        None => request.headers().get(HOST)?.to_str().ok()?,
+    };
+    let end = match authority.rfind(']') {
+        Some(bracket) => bracket + 1,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    Some(authority[..end].to_ascii_lowercase())
+}
+
+/// RFC 9110, 15.5.6: with `Allow`.
+fn method_not_allowed(methods: &[&Method]) -> Reply {
+    let mut names: Vec<&str> = methods.iter().map(|method| method.as_str()).collect();
+    if names.contains(&"GET") {
+        names.push("HEAD");
     }
-    let lengths = routes.iter().filter_map(|route| match route.strip_suffix("/*") {
-        // "/api/*" is "/api", too, and everything below.
-        Some(prefix) => {
-            let rest = path.strip_prefix(prefix)?;
-            (rest.is_empty() || rest.starts_with('/')).then_some(prefix.len() + 1)
-        }
-        // One that names the whole path is better than any prefix of it.
-        None => (route == path).then_some(route.len() + 2),
+    names.sort_unstable();
+    names.dedup();
+    let names = names.join(", ");
+    let problem = serde_json::json!({
+        "title": "Method Not Allowed",
+        "status": 405,
+        "detail": format!("this path takes {names}"),
     });
-    lengths.max()
+    let mut response = Response::new(Body::from(format!("{problem:#}\n")));
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    // Method names are tokens (RFC 9110, 5.6.2), which a header's value may always hold.
+    headers.extend(HeaderValue::try_from(names).ok().map(|names| (ALLOW, names)));
+    Reply::Http(response)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Working;
+    use crate::program::manifest::RouteKeys;
+    use crate::program::{EngineKind, Entrypoint};
+
+    /// Answers with its name.
+    struct Named(&'static str);
+
+    impl Engine for Named {
+        fn handle(&self, _: Event) -> Handling {
+            Box::pin(std::future::ready(Ok(Reply::Value(self.0.into()))))
+        }
+
+        fn stop(&self, _: Duration) -> Working {
+            Box::pin(std::future::ready(()))
+        }
+
+        fn describe(&self) -> String {
+            String::new()
+        }
+    }
+
+    fn router(components: &[(&'static str, &str)]) -> Router {
+        Router::new(
+            components
+                .iter()
+                .map(|&(name, routes)| {
+                    let entrypoint = Entrypoint::File("x".into());
+                    let mut component = Component::new(name, ".", EngineKind::Wasm, entrypoint);
+                    let keys: Vec<RouteKeys> = serde_json::from_str(routes).unwrap();
+                    component.routes = Some(keys.iter().map(|keys| Route::new(keys).unwrap()).collect());
+                    Running {
+                        component,
+                        engine: Arc::new(Named(name)),
+                    }
+                })
+                .collect(),
+        )
+    }
+
+    async fn ask(router: &Router, method: &str, target: &str, host: &str) -> String {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = method.parse().unwrap();
+        *request.uri_mut() = target.parse().unwrap();
+        request.headers_mut().insert(HOST, host.parse().unwrap());
+        match router.handle(Event::http(request)).await {
+            Ok(Reply::Value(name)) => String::from_utf8(name.to_vec()).unwrap(),
+            Ok(Reply::Http(response)) => {
+                let allow = response.headers()[ALLOW].to_str().unwrap();
+                format!("{} {allow}", response.status().as_u16())
+            }
+            Err(failure) => failure.kind.status().as_u16().to_string(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_route_that_says_most_wins() {
+        let router = router(&[
+            ("rest", r#"["/*"]"#),
+            ("api", r#"["/api/*"]"#),
+            (
+                "post",
+                r#"[{"path": "/api/*", "methods": ["POST"]}, {"path": "/only", "methods": ["GET"]}]"#,
+            ),
+            ("exact", r#"["/api/x"]"#),
+            ("admin", r#"[{"host": "admin.example"}]"#),
+        ]);
+        for (method, target, host, expected) in [
+            ("GET", "/", "h", "rest"),
+            ("GET", "/api/y", "h", "api"),
+            ("POST", "/api/y", "h", "post"),
+            ("POST", "/api/x", "h", "exact"),
+            ("GET", "/api/x", "ADMIN.example:80", "admin"),
+            ("GET", "http://admin.example/api/x", "h", "admin"),
+            ("PUT", "/only", "h", "rest"),
+        ] {
+            assert_eq!(
+                ask(&router, method, target, host).await,
+                expected,
+                "{method} {host} {target}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_method_that_no_route_takes_is_told_those_that_are() {
+        let router = router(&[
+            ("read", r#"[{"path": "/a", "methods": ["GET"]}]"#),
+            ("write", r#"[{"path": "/a", "methods": ["POST", "DELETE"]}]"#),
+        ]);
+        assert_eq!(ask(&router, "HEAD", "/a", "h").await, "read");
+        assert_eq!(ask(&router, "PUT", "/a", "h").await, "405 DELETE, GET, HEAD, POST");
+        assert_eq!(ask(&router, "PUT", "/b", "h").await, "404");
+    }
 
     #[test]
-    fn the_longest_route_wins() {
-        let routes = |routes: &[&str]| routes.iter().map(|route| (*route).to_owned()).collect::<Vec<_>>();
-        assert_eq!(matched(&routes(&[]), "/any"), Some(0));
-        assert!(matched(&routes(&["/*"]), "/a") > matched(&routes(&[]), "/a"));
-        assert!(matched(&routes(&["/api/*"]), "/api/x") > matched(&routes(&["/*"]), "/api/x"));
-        assert!(matched(&routes(&["/api/x"]), "/api/x") > matched(&routes(&["/api/x/*"]), "/api/x"));
-        assert_eq!(matched(&routes(&["/api/*"]), "/apix"), None);
-        assert!(matched(&routes(&["/api/*"]), "/api").is_some());
-        assert_eq!(matched(&routes(&["/api"]), "/api/x"), None);
+    fn a_host_is_compared_without_its_port() {
+        let host = |value: &str| {
+            let mut request = Request::new(Body::empty());
+            request.headers_mut().insert(HOST, value.parse().unwrap());
+            host_of(&request)
+        };
+        assert_eq!(host("A.example:8080").as_deref(), Some("a.example"));
+        assert_eq!(host("[::1]:80").as_deref(), Some("[::1]"));
+        assert_eq!(host_of(&Request::new(Body::empty())), None);
     }
 }

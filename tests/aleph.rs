@@ -396,8 +396,20 @@ async fn the_guest_api_reaches_the_host() {
 }
 
 #[tokio::test]
-async fn the_shell_vector_runs_its_command() {
+async fn the_shell_is_off_unless_it_is_turned_on() {
     let guest = Guest::start(&[]).await;
+    let output = guest.exchange(&vector("shell.wire")).await;
+    let output = String::from_utf8_lossy(&output);
+    assert!(
+        output.starts_with("the shell is off") && output.contains("shell = true"),
+        "{output}"
+    );
+    guest.stop().await;
+}
+
+#[tokio::test]
+async fn the_shell_vector_runs_its_command() {
+    let guest = Guest::start(&["--shell"]).await;
     assert_eq!(guest.exchange(&vector("shell.wire")).await, b"hi\n");
     let output = guest.exchange(b"CONNECT 52\n!echo sorry >&2; exit 3").await;
     assert_eq!(String::from_utf8_lossy(&output), "sorry\nexit status: 3\n");

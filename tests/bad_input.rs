@@ -99,11 +99,6 @@ fn a_program_that_ends_while_it_is_imported() {
 }
 
 #[test]
-fn a_wsgi_application() {
-    says(&refused(program("wsgi-app"), &["--entrypoint", "main:app"]), &["WSGI"]);
-}
-
-#[test]
 fn wasm_that_is_none_or_wants_too_much() {
     says(&refused(built("bad/bad-text.wasm"), &[]), &["no WebAssembly"]);
     says(&refused(built("bad/bad-import.wasm"), &[]), &["frobnicate"]);
@@ -146,7 +141,10 @@ fn an_executable_that_dies_or_never_listens() {
 #[test]
 fn a_manifest_with_a_mistake() {
     let folder = folder_with("polyinit.toml", "[components.a]\nsuorce = \"x\"\n");
-    says(&refused(folder.path(), &[]), &["polyinit.toml", "line 2", "suorce"]);
+    says(
+        &refused(folder.path(), &[]),
+        &["polyinit.toml:2:1: unknown key `suorce`", "did you mean `source`?"],
+    );
 }
 
 #[test]

@@ -274,14 +274,149 @@ fn an_image_tells_what_is_in_it() {
     assert_eq!(inspection["init"]["bytes"], 120);
     assert_eq!(inspection["files"], 5);
 
+    assert_eq!(
+        (&inspection["format"], &inspection["can_boot"]),
+        (&"squashfs".into(), &true.into())
+    );
+
     let text = succeeds(polyinit(&[&"inspect", &image])).stdout;
-    assert!(String::from_utf8_lossy(&text).contains("init      0.0 MB, static"));
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("init      0.0 MB, static\nboots     yes\n"), "{text}");
+    assert!(text.contains("/sbin/init is not polyinit"), "{text}");
 
     let error = fails(polyinit(&[&"inspect", &runtime("wasm/image.toml")]));
     assert!(
-        error.contains("image.toml is not a squashfs image that can be read: "),
+        error.contains("image.toml is no image: it holds none of squashfs, "),
         "{error}"
     );
+}
+
+/// A recipe with everything in it that an image can hold, but owners, which only root can give a folder.
+fn full_recipe(folder: &Path) -> PathBuf {
+    let recipe = recipe(
+        folder,
+        "[base.folder]\npath = \"../base\"\n[environment]\nA = \"1 2\"\n",
+    );
+    let base = folder.join("base");
+    fs::create_dir_all(base.join("usr/share/a b")).expect("a folder");
+    fs::write(base.join("usr/share/a b/text"), "some text\n".repeat(1000)).expect("writes");
+    fs::write(base.join("usr/share/empty"), "").expect("writes");
+    fs::write(base.join("usr/tool"), "tool").expect("writes");
+    fs::set_permissions(base.join("usr/tool"), fs::Permissions::from_mode(0o4755)).expect("a mode");
+    symlink("share/a b/text", base.join("usr/link")).expect("a link");
+    recipe
+}
+
+#[test]
+fn every_format_is_the_same_every_time_and_says_what_it_is() {
+    let folder = TempDir::new().expect("a folder");
+    let init = small_init(folder.path());
+    let recipe = full_recipe(folder.path());
+    for (format, boots) in [
+        ("squashfs", true),
+        ("erofs", true),
+        ("ext4", true),
+        ("cpio", true),
+        ("oci", false),
+    ] {
+        let images = ["a", "b"].map(|name| folder.path().join(format!("{name}.{format}")));
+        for image in &images {
+            succeeds(polyinit(&[&"build", &recipe, &"-o", image, &"--init", &init]));
+        }
+        let [first, second] = images.each_ref().map(|image| fs::read(image).expect("reads"));
+        assert!(first == second, "two {format} images of the same recipe differ");
+        let output = succeeds(polyinit(&[&"inspect", &images[0], &"--json"]));
+        let inspection: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(inspection["format"], format);
+        assert_eq!(inspection["can_boot"], boots, "{inspection}");
+        assert_eq!(inspection["image_bytes"], first.len());
+    }
+}
+
+/// What the file systems' own checkers say, and what their tools find inside.
+#[test]
+fn disks_are_in_order_and_hold_what_the_recipe_has() {
+    let folder = TempDir::new().expect("a folder");
+    let init = small_init(folder.path());
+    let recipe = full_recipe(folder.path());
+    let build = |name: &str| {
+        let image = folder.path().join(name);
+        succeeds(polyinit(&[&"build", &recipe, &"-o", &image, &"--init", &init]));
+        image
+    };
+    let tool = |name: &str, arguments: &[&dyn AsRef<std::ffi::OsStr>]| {
+        let mut command = Command::new(name);
+        command.args(arguments).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+        let output = command.output().expect(name);
+        assert!(output.status.success(), "{name}: {}", errors(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let ext4 = build("image.ext4");
+    tool("e2fsck", &[&"-f", &"-n", &ext4]);
+    let debugfs = |command: &str| tool("debugfs", &[&"-R", &command, &ext4]);
+    assert_eq!(debugfs("cat \"/usr/share/a b/text\""), "some text\n".repeat(1000));
+    assert!(
+        debugfs("stat /usr/tool").contains("Mode:  04755"),
+        "{}",
+        debugfs("stat /usr/tool")
+    );
+    assert!(debugfs("stat /usr/link").contains("Fast link dest: \"share/a b/text\""));
+    assert!(debugfs("stat /tmp").contains("Mode:  01777"));
+    assert!(debugfs("stat /dev/console").contains("Type: character special"));
+    assert!(
+        debugfs("stat /dev/console").contains("mtime: 0x12cea600"),
+        "{}",
+        debugfs("stat /dev/console")
+    );
+
+    let erofs = build("image.erofs");
+    let unpacked = folder.path().join("unpacked");
+    tool("fsck.erofs", &[&format!("--extract={}", unpacked.display()), &erofs]);
+    let text = fs::read_to_string(unpacked.join("usr/link")).expect("through the link");
+    assert_eq!(text, "some text\n".repeat(1000));
+    assert_eq!(
+        fs::read_to_string(unpacked.join("etc/polyinit/environment")).expect("reads"),
+        "A=1 2\n"
+    );
+}
+
+#[test]
+fn an_oci_image_is_a_base_for_another() {
+    let folder = TempDir::new().expect("a folder");
+    let init = small_init(folder.path());
+    let archive = folder.path().join("base.oci");
+    succeeds(polyinit(&[
+        &"build",
+        &full_recipe(folder.path()),
+        &"-o",
+        &archive,
+        &"--init",
+        &init,
+    ]));
+    let text = "[base.oci]\npath = \"../base.oci\"\n[environment]\nB = \"2\"\n";
+    let second = recipe(folder.path(), text);
+    let image = folder.path().join("image.squashfs");
+    succeeds(polyinit(&[&"build", &second, &"-o", &image, &"--init", &init]));
+    let content = content(&image);
+    assert_eq!(content.texts["/usr/share/a b/text"], "some text\n".repeat(1000));
+    assert_eq!(content.modes["/usr/tool"], "4755 file");
+    assert_eq!(content.modes["/usr/link"], "777 -> share/a b/text");
+    assert_eq!(content.modes["/usr/bin/polyinit"], "777 -> /sbin/init");
+    let environment = &content.texts["/etc/polyinit/environment"];
+    assert_eq!(
+        environment,
+        "A=1 2\nB=2\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    );
+
+    let mut damaged = fs::read(&archive).expect("reads");
+    let layer = damaged
+        .windows(4)
+        .position(|window| window == b"\x1f\x8b\x08\0")
+        .expect("a gzip");
+    damaged[layer + 100] ^= 1;
+    fs::write(&archive, damaged).expect("writes");
+    let error = fails(polyinit(&[&"build", &second, &"-o", &image, &"--init", &init]));
+    assert!(error.contains("of the OCI image is damaged"), "{error}");
 }
 
 #[test]

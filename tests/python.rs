@@ -141,7 +141,7 @@ async fn a_second_receive_waits_for_the_disconnect() {
 }
 
 /// Asks again until it is so: for what happens in the program behind a reply.
-async fn wait_until(done: impl AsyncFn() -> bool) {
+pub async fn wait_until(mut done: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + crate::support::PATIENCE;
     while !done().await {
         assert!(Instant::now() < deadline, "it does not come about");
@@ -226,7 +226,7 @@ async fn programs_without_lifespan_are_served_all_the_same() {
 async fn what_a_program_prints_is_in_the_log() {
     let app = plain(&[]);
     assert_eq!(app.get("/print").await.status, 200);
-    app.wait_for("asgi-plain | a line on stdout");
+    app.wait_for("asgi-plain#1 | a line on stdout");
     app.stop();
 }
 

@@ -90,10 +90,24 @@ fn help_is_there_for_every_command_with_examples() {
         String::from_utf8(output.stdout).unwrap()
     };
     let all = help(&["--help"]);
-    for command in ["serve", "compile", "guest", "image", "vm"] {
+    for command in [
+        "serve", "invoke", "check", "inspect", "routes", "compile", "guest", "image", "vm",
+    ] {
         assert!(all.contains(&format!("\n  {command} ")), "{command}: {all}");
     }
-    for command in [&["serve"][..], &["compile"], &["guest"], &["image", "build"], &["vm"]] {
+    for command in [
+        &["serve"][..],
+        &["new"],
+        &["build"],
+        &["invoke"],
+        &["check"],
+        &["inspect"],
+        &["routes"],
+        &["compile"],
+        &["guest"],
+        &["image", "build"],
+        &["vm"],
+    ] {
         let text = help(&[command, &["--help"]].concat());
         assert!(text.contains("Example"), "{command:?}: {text}");
     }

@@ -21,7 +21,11 @@ async fn components_in_python_and_javascript() {
         let headers = app.get("/headers?a=%20b").await.json();
         assert!(headers["query"].as_str().unwrap().ends_with("a=%20b"), "{headers}");
         assert_eq!(app.get(failing).await.status, 500, "{guest}");
-        assert!(app.output().contains(&format!("asked to {}", &failing[1..])), "{}", app.output());
+        assert!(
+            app.output().contains(&format!("asked to {}", &failing[1..])),
+            "{}",
+            app.output()
+        );
         app.stop();
     }
 }
@@ -34,7 +38,13 @@ async fn assemblyscript_by_the_cgi_convention() {
     assert!(app.post("/echo", body.clone()).await.body == body);
     assert_eq!(app.get("/nowhere").await.status, 404);
     let failed = app.get("/fail").await;
-    assert!(failed.text().contains("exited with status 3; its last line on stderr: as-cgi: asked to fail"), "{}", failed.text());
+    assert!(
+        failed
+            .text()
+            .contains("exited with status 3; its last line on stderr: as-cgi: asked to fail"),
+        "{}",
+        failed.text()
+    );
     app.stop();
 }
 
@@ -105,7 +115,11 @@ async fn a_rust_component_for_wasi_http_0_3() {
     assert_eq!(app.get("/nowhere").await.status, 404);
     let error = app.get("/error").await;
     assert_eq!(error.status, 500);
-    assert!(error.text().contains("loop-detected") || error.text().contains("LoopDetected"), "{}", error.text());
+    assert!(
+        error.text().contains("loop-detected") || error.text().contains("LoopDetected"),
+        "{}",
+        error.text()
+    );
     let trapped = app.get("/panic").await;
     assert_eq!(trapped.status, 500);
     assert!(trapped.json()["traceback"].as_str().is_some(), "{}", trapped.text());
@@ -163,7 +177,10 @@ async fn messages_come_to_a_component_that_takes_requests_too() {
     assert_eq!(value(&answer)["bytes"], 16);
     assert!(format!("{:?}", guest.get("/").await).contains("Send me messages"));
     let failed = format!("{:?}", guest.event(&message(r#"{"type": "fail"}"#)).await);
-    assert!(failed.contains("could not handle the message: this message asked for a failure"), "{failed}");
+    assert!(
+        failed.contains("could not handle the message: this message asked for a failure"),
+        "{failed}"
+    );
     let trapped = format!("{:?}", guest.event(&message(r#"{"type": "panic"}"#)).await);
     assert!(trapped.contains("the guest trapped"), "{trapped}");
     guest.stop().await;
@@ -171,11 +188,20 @@ async fn messages_come_to_a_component_that_takes_requests_too() {
 
 #[tokio::test]
 async fn messages_come_to_plain_modules_on_stdin() {
-    for (file, language) in [("rust-cgi.wasm", "rust"), ("go-cgi.wasm", "go"), ("as-cgi.wasm", "assemblyscript")] {
+    for (file, language) in [
+        ("rust-cgi.wasm", "rust"),
+        ("go-cgi.wasm", "go"),
+        ("as-cgi.wasm", "assemblyscript"),
+    ] {
         let guest = Guest::start(&[]).await;
-        guest.configure(&configuration_for(&built(file), "executable", file)).await;
+        guest
+            .configure(&configuration_for(&built(file), "executable", file))
+            .await;
         let answer = value(&guest.event(&message(r#"{"type": "POST"}"#)).await);
-        assert_eq!((answer["language"].as_str(), answer["bytes"].as_u64()), (Some(language), Some(16)));
+        assert_eq!(
+            (answer["language"].as_str(), answer["bytes"].as_u64()),
+            (Some(language), Some(16))
+        );
         guest.stop().await;
     }
 }

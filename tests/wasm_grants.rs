@@ -16,7 +16,12 @@ async fn requests_go_to_hosts_that_are_named() {
     for guest in ["rust-outgoing.wasm", "rust-service.wasm"] {
         let refused = Served::start(built(guest), &["--allow-host", "https://other.example.org"]);
         let reply = refused.get(&format!("/fetch?{url}/")).await;
-        assert_eq!((reply.status, reply.text().contains("Denied")), (502, true), "{}", reply.text());
+        assert_eq!(
+            (reply.status, reply.text().contains("Denied")),
+            (502, true),
+            "{}",
+            reply.text()
+        );
         refused.wait_for(&format!("--allow-host {url}"));
         refused.wait_for(&format!("hosts = [\"{url}\"]"));
         refused.stop();
@@ -24,7 +29,11 @@ async fn requests_go_to_hosts_that_are_named() {
         let app = Served::start(built(guest), &["--allow-host", &url]);
         for path in ["/", "/stream", "/status/418"] {
             let (direct, through) = (upstream.get(path).await, app.get(&format!("/fetch?{url}{path}")).await);
-            assert_eq!((through.status, through.text()), (direct.status, direct.text()), "{guest} {path}");
+            assert_eq!(
+                (through.status, through.text()),
+                (direct.status, direct.text()),
+                "{guest} {path}"
+            );
         }
         app.stop();
     }
@@ -54,11 +63,17 @@ async fn connections_are_kept_for_the_next_request() {
         loop {
             match stream.read(&mut buffer).await.unwrap() {
                 0 => return,
-                _ => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nhey").await.unwrap(),
+                _ => stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nhey")
+                    .await
+                    .unwrap(),
             }
         }
     });
-    let app = Served::start(built("rust-outgoing.wasm"), &["--allow-host", &format!("http://{address}")]);
+    let app = Served::start(
+        built("rust-outgoing.wasm"),
+        &["--allow-host", &format!("http://{address}")],
+    );
     for _ in 0..3 {
         assert_eq!(app.get(&format!("/fetch?http://{address}/")).await.text(), "hey");
     }
@@ -86,7 +101,9 @@ async fn https_is_checked_against_the_authorities() {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 // A client that doesn't trust us goes away.
-                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    return;
+                };
                 let mut buffer = [0; 4096];
                 let _ = stream.read(&mut buffer).await;
                 let reply = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret";
@@ -115,7 +132,14 @@ fn serve_trusting(authorities: Option<&Path>, guest: &str, url: &str) -> (Runnin
         None => "-uSSL_CERT_FILE".to_owned(),
     };
     let program = built(guest);
-    let words = ["serve", program.to_str().unwrap(), "--listen", "127.0.0.1:0", "--allow-host", url];
+    let words = [
+        "serve",
+        program.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--allow-host",
+        url,
+    ];
     let app = Running::start_under(&["env", &set], &words);
     let line = app.wait_for("serving on http://");
     let address = line.rsplit('/').next().unwrap().trim().to_owned();
@@ -142,7 +166,10 @@ async fn sockets_connect_to_names_and_addresses_that_are_named() {
         );
         let reply = app.post(&format!("/connect?{host}:{port}"), "hello").await;
         assert_eq!((reply.status, reply.text().as_str()), (200, "you said hello"));
-        assert_eq!(app.post("/connect?other.example.org:80", "hello").await.text().trim(), "AccessDenied");
+        assert_eq!(
+            app.post("/connect?other.example.org:80", "hello").await.text().trim(),
+            "AccessDenied"
+        );
         app.wait_for("tcp://other.example.org:");
         // The name leads to this address, and to none of its other ports.
         let elsewhere = app.post(&format!("/connect?{host}:{}", port ^ 1), "hello").await;
@@ -166,6 +193,8 @@ async fn self_is_the_programs_other_components() {
     let app = Served::start(folder.path(), &[]);
     let reply = app.get("/fetch?http://self/hello/nobody").await;
     assert_eq!(reply.status, app.get("/hello/nobody").await.status);
+    let named = app.get("/fetch?http://hello.internal/hello/nobody").await;
+    assert_eq!((named.status, named.text()), (reply.status, reply.text()));
     assert_eq!(app.get("/fetch?http://self/elsewhere").await.status, 404);
     let round = format!("/fetch?{}", "http://self/fetch?".repeat(12));
     let reply = app.get(&round).await;
@@ -204,7 +233,11 @@ async fn what_can_not_be_granted_is_told_before_the_first_event() {
         ("rust-cgi.wasm", ["--allow-host", "ftp://host"], "there is no scheme"),
         ("rust-cgi.wasm", ["--memory", "1000000"], "an instance has"),
         ("rust-cgi.wasm", ["--reuse", "0"], "--reuse"),
-        ("exec-go", ["--reuse", "2"], "are for WebAssembly, and there is none here"),
+        (
+            "exec-go",
+            ["--reuse", "2"],
+            "are for WebAssembly, and there is none here",
+        ),
     ] {
         let running = Served::launch(built(guest), &flags);
         let (status, output) = running.end();

@@ -14,9 +14,15 @@ async fn a_trap_is_told_with_the_functions_that_led_there() {
     let app = Served::start(built("rust-http.wasm"), &[]);
     let reply = app.get("/panic").await.json();
     let detail = reply["detail"].as_str().unwrap();
-    assert!(detail.starts_with("the guest trapped: wasm `unreachable` instruction executed"), "{detail}");
+    assert!(
+        detail.starts_with("the guest trapped: wasm `unreachable` instruction executed"),
+        "{detail}"
+    );
     let traceback = reply["traceback"].as_str().unwrap();
-    assert!(traceback.contains("asked to panic by the request for /panic"), "{traceback}");
+    assert!(
+        traceback.contains("asked to panic by the request for /panic"),
+        "{traceback}"
+    );
     assert!(traceback.contains("rust_http::route"), "{traceback}");
     app.wait_for("rust_http::route");
     app.stop();
@@ -74,14 +80,19 @@ struct Connection(hyper::client::conn::http1::SendRequest<Full<Bytes>>);
 impl Connection {
     async fn open(address: &str) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
         tokio::spawn(connection);
         Self(sender)
     }
 
     async fn get(&mut self, path: &str) -> u16 {
         self.0.ready().await.unwrap();
-        let request = http::Request::get(path).header("host", "test").body(Full::default()).unwrap();
+        let request = http::Request::get(path)
+            .header("host", "test")
+            .body(Full::default())
+            .unwrap();
         let response = self.0.send_request(request).await.unwrap();
         let status = response.status().as_u16();
         response.into_body().collect().await.unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::CommandError;
-use super::serve::say;
+use super::say;
 use crate::engine::wasm;
 
 /// Compile WebAssembly ahead of time, for every machine of this architecture.

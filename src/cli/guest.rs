@@ -28,6 +28,10 @@ pub struct Guest {
     /// The largest event and the largest reply, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().event)]
     event_limit: usize,
+
+    /// Let the host run commands (`!`), as an image with `shell = true` does
+    #[arg(long)]
+    shell: bool,
 }
 
 impl Guest {
@@ -40,6 +44,7 @@ impl Guest {
                 .into_iter()
                 .map(|(name, file)| (name, file.into()))
                 .collect(),
+            shell: self.shell,
             limits: Limits {
                 event: self.event_limit,
                 ..Limits::default()

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 
 use super::CommandError;
-use crate::image::{Build, Built, PackageCache, inspect};
+use crate::image::{Build, Built, Format, PackageCache, inspect};
 
 /// Build an image for microVMs, or look into one.
 #[derive(Args)]
@@ -25,11 +25,13 @@ enum Action {
 /// Build an image from its recipe.
 ///
 /// The same recipe, packages and init give the same bytes. A recipe with the base debian needs mmdebstrap (`apt install
-/// mmdebstrap`), and root or the right to make user namespaces. All others need nothing.
+/// mmdebstrap`), and root or the right to make user namespaces; one with Python packages needs pip; an erofs or an ext4
+/// needs the tools of these file systems (erofs-utils, e2fsprogs). All others need nothing.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   polyinit image build runtimes/wasm -o wasm.squashfs
+  polyinit image build runtimes/minimal -o minimal.oci    # for podman load, skopeo copy oci-archive:minimal.oci ...
   polyinit image build runtimes/debian-12 -o debian-12.squashfs --cache ~/.cache/polyinit/packages")]
 struct BuildImage {
     /// The recipe: a folder with image.toml, or that file
@@ -38,6 +40,10 @@ struct BuildImage {
     /// Where the image is written to
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+
+    /// What kind of image [default: by the file's name: .erofs, .ext4, .cpio, .oci; else squashfs]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
 
     /// The program that becomes /sbin/init [default: this polyinit, if it is linked statically]
     #[arg(long, value_name = "FILE")]
@@ -79,6 +85,7 @@ impl BuildImage {
         let offline = self.offline;
         let build = Build {
             recipe: self.recipe,
+            format: self.format.unwrap_or_else(|| Format::of(&self.output)),
             output: self.output,
             init: self.init,
             cache: self.cache.map(|folder| PackageCache { folder, offline }),

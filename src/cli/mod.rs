@@ -1,14 +1,25 @@
 //! The command line: one file a command.
 
+mod access_log;
+mod build;
+mod check;
 mod compile;
 mod guest;
 #[cfg(feature = "image")]
 mod image;
+mod inspect;
+mod invoke;
+mod live;
+mod new;
+mod routes;
 mod sandbox;
 mod serve;
+mod start;
 #[cfg(feature = "host")]
 mod vm;
+mod watch;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -30,12 +41,21 @@ Examples:
   polyinit serve main.py                  run a Python program on http://127.0.0.1:8080
   polyinit serve hello.wasm               run a WebAssembly component or module
   polyinit serve ./my-app --listen [::]:80
+  polyinit new fastapi my-app             make a program to begin with
+  polyinit invoke ./my-app --path /hello  give it one request and show the reply
+  polyinit check ./my-app                 tell what is wrong with its polyinit.toml
 
 polyinit COMMAND --help says more.";
 
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    New(new::New),
+    Build(build::BuildCommand),
+    Invoke(invoke::Invoke),
+    Check(check::Check),
+    Inspect(inspect::Inspect),
+    Routes(routes::Routes),
     Compile(compile::Compile),
     Guest(guest::Guest),
     #[cfg(feature = "host")]
@@ -45,7 +65,7 @@ enum Command {
 }
 
 /// What the command line says, done. The exit code: 0 when all went well, 1 when it did not, 2 when it was not
-/// understood.
+/// understood; `invoke` has more.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     if std::process::id() != 1 {
@@ -67,6 +87,12 @@ fn execute(arguments: Arguments) -> ExitCode {
     let outcome = runtime.block_on(async {
         match arguments.command {
             Command::Serve(serve) => serve.run().await,
+            Command::New(new) => new.run().await,
+            Command::Build(build) => build.run().await,
+            Command::Invoke(invoke) => invoke.run().await,
+            Command::Inspect(inspect) => inspect.run().await,
+            Command::Check(check) => check.run().await,
+            Command::Routes(routes) => routes.run().await,
             Command::Compile(compile) => compile.run().await,
             Command::Guest(guest) => guest.run().await,
             #[cfg(feature = "host")]
@@ -79,12 +105,27 @@ fn execute(arguments: Arguments) -> ExitCode {
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error.to_string()),
+        Err(error) => match error.downcast::<Ended>() {
+            Ok(ended) => ExitCode::from(ended.0),
+            Err(error) => fail(&error.to_string()),
+        },
     }
 }
 
 /// Why a command failed: the sentence that its user sees.
 type CommandError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A command has said itself, where a script reads it, that it did not succeed; with its exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("it did not succeed, as said above")]
+struct Ended(u8);
+
+/// One line for people, at once. That nobody reads it is no reason to end.
+fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
 
 fn fail(message: &str) -> ExitCode {
     eprintln!("error: {message}");

@@ -5,10 +5,11 @@ use std::num::{NonZeroU32, NonZeroU64};
 use clap::Args;
 
 use super::CommandError;
+use crate::program::limits::Size;
 use crate::program::sandbox::{Directory, HostRule, Sandbox};
 use crate::program::{Component, EngineKind};
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "WebAssembly")]
 pub struct SandboxArgs {
     /// A folder that guests see, read-only unless :rw says otherwise; may be given again
@@ -48,15 +49,20 @@ impl SandboxArgs {
             hosts: self.hosts.clone(),
             arguments: self.arguments.clone(),
             reuse: self.reuse,
-            memory: self.memory,
             fuel: self.fuel,
         };
-        if said == Sandbox::default() {
+        if said == Sandbox::default() && self.memory.is_none() {
             return Ok(());
         }
         let mut any = false;
-        for component in components.iter_mut().filter(|component| component.engine == EngineKind::Wasm) {
-            component.wasm.extend(&said);
+        for component in components
+            .iter_mut()
+            .filter(|component| component.engine == EngineKind::Wasm)
+        {
+            component.keys.wasm.extend(&said);
+            if let Some(mebibytes) = self.memory {
+                component.keys.memory = Some(Size(u64::from(mebibytes.get()) << 20));
+            }
             any = true;
         }
         if any {

@@ -1,24 +1,30 @@
 //! `polyinit serve`: runs a program on this machine and offers it over HTTP.
 
-use std::io::{self, IsTerminal, Write};
+use std::future::pending;
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::sandbox::SandboxArgs;
-use super::{CommandError, assignment, cache_directory};
-use crate::engine::{self, Settings};
-use crate::guest_api;
+use super::access_log::tell;
+use super::live::Live;
+use super::start::{ProgramArguments, described, start};
+use super::watch::Watch;
+use super::{CommandError, say};
+use crate::console::Console;
+use crate::engine::Handling;
+use crate::event::Event;
 use crate::intake::Handler;
-use crate::intake::http::{self, Served};
-use crate::program::{self, Hint};
+use crate::intake::http::{self, Middleware};
+use crate::intake::internal::Gateway;
+use crate::program::manifest::{AccessLog, HttpKeys};
 use crate::report;
-use crate::router::{Router, Running};
+use crate::router::Router;
 
 /// How long requests under way, and then the program, may take to end.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -34,107 +40,157 @@ Examples:
   polyinit serve main.py
   polyinit serve ./app --entrypoint shop.web:application --listen 127.0.0.1:3000
   polyinit serve hello.wasm --env GREETING=hello
+  polyinit serve ./shop --watch
   polyinit serve shop.wasm --allow-dir ./data::/data --allow-host https://api.example.org
 
 Details of failures are shown to clients where --listen is a loopback address, and to the log everywhere.")]
 pub struct Serve {
-    /// The program
-    path: PathBuf,
+    #[command(flatten)]
+    program: ProgramArguments,
 
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
 
-    /// Where the program begins: module:attribute, or a file in it
-    #[arg(long, value_name = "ENTRYPOINT")]
-    entrypoint: Option<String>,
-
-    /// A variable for the program's environment; may be given again
-    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = assignment)]
-    environment: Vec<(String, String)>,
-
-    /// The longest that one request may take to be answered, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
-    timeout: f64,
-
-    /// The longest that the program may take to start, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 50.0)]
-    start_timeout: f64,
-
-    /// The most processes for a Python or Node program [default: one for each processor, as they are needed]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
-    workers: Option<u16>,
-
     /// No line for each request
     #[arg(short, long)]
     quiet: bool,
 
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    /// A JSON object for each request: time, id, client, method, path, status, ms, request_id, error
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+
+    /// A page at /_polyinit/ that shows the program's components, requests and log. `auto`: for this machine's own users,
+    /// where --listen is a loopback address; `on`: for everybody who can reach it
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    console: When,
+
+    /// Build and start anew what changes, without dropping a request
+    #[arg(short, long)]
+    watch: bool,
+}
+
+/// Whether there is a console.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum When {
+    Auto,
+    On,
+    Off,
 }
 
 impl Serve {
     pub async fn run(self) -> Result<(), CommandError> {
         report::log::begin(io::stderr(), "info");
         let mut stop = Stop::listen()?;
-        let settings = self.settings()?;
         // The port first: finding it taken after a program's long start would be a pity.
         let listener = http::bind(self.listen).await?;
         let address = listener.local_addr()?;
-        let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
-        let hint = Hint {
-            entrypoint: self.entrypoint.clone(),
-            ..Hint::default()
-        };
-        let mut components = program::open(&self.path, &hint, workspace.path())?;
-        self.sandbox.apply(&mut components)?;
-        let mut running = Vec::with_capacity(components.len());
-        for mut component in components {
-            component.environment.extend(self.environment.iter().cloned());
-            let started = tokio::select! {
-                started = engine::start(&component, &settings) => started,
-                () = stop.asked() => return Ok(()),
-            };
-            let engine = started.map_err(|error| match error.traceback {
-                Some(traceback) if !traceback.trim().is_empty() => {
-                    format!("{}\n{}", error.message, traceback.trim_end())
-                }
-                _ => error.message,
-            })?;
-            say(&format!(
-                "{}: {} → {}",
-                component.name,
-                why(&component.why, &engine.describe()),
-                component.engine
-            ));
-            running.push(Running { component, engine });
+        if self.watch {
+            return self.watched(listener, address, stop).await;
         }
-        settings.warm.clear();
+        let console = self.console();
+        let mut opened = self.program.open()?;
+        let gateway = opened.gateway().await;
+        let running = tokio::select! {
+            running = start(opened.program.components.clone(), &opened.settings, console.as_deref(), |running| say(&described(running))) => running?,
+            () = stop.asked() => return Ok(()),
+        };
         let router = Arc::new(Router::new(running));
-        settings.loopback.lead_to(&router, Router::handle);
-        say(&format!("serving on http://{address}"));
-        self.serve(listener, &router, &mut stop).await?;
+        opened.settings.loopback.lead_to(&router, Router::call);
+        let handler = |give: fn(&Router, Event) -> Handling| -> Handler {
+            let router = router.clone();
+            Arc::new(move |event| give(&router, event))
+        };
+        if let Some(gateway) = gateway {
+            tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
+        }
+        let intake = self.announce(address, console, handler(Router::handle));
+        let keys = &opened.program.http;
+        self.serve(listener, intake, keys, &mut stop, pending()).await?;
         router.stop(GRACE).await;
         Ok(())
     }
 
-    async fn serve(&self, listener: tokio::net::TcpListener, router: &Arc<Router>, stop: &mut Stop) -> io::Result<()> {
-        let shutdown = CancellationToken::new();
-        let handler: Handler = {
-            let router = router.clone();
-            Arc::new(move |event| router.handle(event))
+    async fn watched(&self, listener: TcpListener, address: SocketAddr, mut stop: Stop) -> Result<(), CommandError> {
+        let live = Arc::new(Live::new());
+        let console = self.console();
+        let handler = |give: fn(&Router, Event) -> Handling| -> Handler {
+            let live = live.clone();
+            Arc::new(move |event| live.give(event, give))
         };
-        let quiet = self.quiet;
+        let folder = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let mut variables = Vec::new();
+        if let Some(gateway) = Gateway::told(&folder.path().join("components.sock"), &mut variables).await {
+            tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
+        }
+        let mut watch = Watch::new(self.program.clone(), live.clone(), console.clone(), variables)?;
+        tokio::select! {
+            () = watch.begin() => {}
+            () = stop.asked() => return Ok(()),
+        }
+        let intake = self.announce(address, console, handler(Router::handle));
+        let keys = watch.http();
+        self.serve(listener, intake, &keys, &mut stop, watch.run()).await?;
+        Router::new(watch.components()).stop(GRACE).await;
+        Ok(())
+    }
+
+    fn console(&self) -> Option<Arc<Console>> {
+        let wanted = match self.console {
+            When::Auto => self.reveals(),
+            When::On => true,
+            When::Off => false,
+        };
+        wanted.then(|| Console::new(self.console == When::On))
+    }
+
+    /// Says where the program is to be had; what takes its requests, the console's among them.
+    fn announce(&self, address: SocketAddr, console: Option<Arc<Console>>, program: Handler) -> Handler {
+        report::reached("serving");
+        say(&format!("serving on http://{address}"));
+        match console {
+            Some(console) => console.in_front_of(program),
+            None => program,
+        }
+    }
+
+    /// Whether clients see what failed inside: those of this machine do.
+    fn reveals(&self) -> bool {
+        self.listen.ip().is_loopback()
+    }
+
+    /// Serves until it is told to stop; `beside` is done meanwhile.
+    async fn serve(
+        &self,
+        listener: TcpListener,
+        handler: Handler,
+        keys: &HttpKeys,
+        stop: &mut Stop,
+        beside: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let shutdown = CancellationToken::new();
+        let form = match (self.quiet, self.json) {
+            (true, _) => AccessLog::Off,
+            (_, true) => AccessLog::Json,
+            _ => keys.access_log,
+        };
+        let reveal = self.reveals();
         let options = http::Options {
-            observer: Box::new(move |served| tell(&served, quiet)),
-            reveal: self.listen.ip().is_loopback(),
+            observer: Box::new(move |served| tell(&served, form)),
+            reveal,
+            middleware: Middleware::new(keys, reveal),
             grace: GRACE,
         };
         let serving = http::serve(listener, handler, options, shutdown.clone());
-        tokio::pin!(serving);
+        tokio::pin!(serving, beside);
         tokio::select! {
             served = &mut serving => return served,
             () = stop.asked() => {}
+            // It has said why it ended, and what is served is served on.
+            () = &mut beside => tokio::select! {
+                served = &mut serving => return served,
+                () = stop.asked() => {}
+            }
         }
         shutdown.cancel();
         // Whoever asks twice does not want to wait for the requests under way.
@@ -143,64 +199,6 @@ impl Serve {
             () = stop.asked() => Ok(()),
         }
     }
-
-    fn settings(&self) -> Result<Settings, CommandError> {
-        let seconds = |name: &str, value: f64| {
-            Duration::try_from_secs_f64(value)
-                .ok()
-                .filter(|duration| !duration.is_zero())
-                .ok_or_else(|| format!("--{name} {value}: must be more than 0 seconds"))
-        };
-        let mut settings = Settings {
-            cache: cache_directory(),
-            event_timeout: seconds("timeout", self.timeout)?,
-            start_timeout: seconds("start-timeout", self.start_timeout)?,
-            ..Settings::default()
-        };
-        settings.workers = self.workers.map(usize::from);
-        // Where a host has put its API on this machine, under the name that the network's SDK knows.
-        settings.guest_api = std::env::var_os(guest_api::VARIABLE).map(PathBuf::from);
-        Ok(settings)
-    }
-}
-
-fn why(program: &str, engine: &str) -> String {
-    if engine.is_empty() {
-        program.to_owned()
-    } else {
-        format!("{program}, {engine}")
-    }
-}
-
-/// One line for people, at once. That nobody reads it is no reason to end.
-pub(super) fn say(line: &str) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}");
-    let _ = out.flush();
-}
-
-pub(super) fn tell(served: &Served<'_>, quiet: bool) {
-    if let Some(failure) = served.failure {
-        tracing::warn!("{} {}: {failure}", served.method, served.path);
-        if let Some(traceback) = &failure.traceback {
-            tracing::warn!("{}", traceback.trim_end());
-        }
-    }
-    if quiet {
-        return;
-    }
-    let status = served.status.as_u16();
-    let (on, off) = match status {
-        _ if !io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() => ("", ""),
-        500.. => ("\x1b[31m", "\x1b[0m"),
-        400.. => ("\x1b[33m", "\x1b[0m"),
-        _ => ("\x1b[32m", "\x1b[0m"),
-    };
-    let milliseconds = served.time.as_secs_f64() * 1e3;
-    say(&format!(
-        "{on}{status}{off} {} {} {milliseconds:.1} ms",
-        served.method, served.path
-    ));
 }
 
 /// Ctrl-C and SIGTERM.

@@ -12,15 +12,18 @@ use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{GRACE, Stop, say, tell};
+use super::access_log::tell;
+use super::say;
+use super::serve::{GRACE, Stop};
 use super::{CommandError, assignment};
 use crate::host::gateway::{self, Limits};
-use crate::host::hardware::{Drive, Network};
+use crate::host::hardware::{Drive, Forward, Network};
 use crate::host::kernel::Kernel;
 use crate::host::link::Link;
 use crate::host::pack::{self, Packed};
 use crate::host::vm::{Attempt, Choice, End, Settings, Vm};
 use crate::intake::http;
+use crate::program::manifest::AccessLog;
 use crate::program::{self, EngineKind, Hint};
 use crate::report;
 use crate::wire::{Configuration, ConfigurationAnswer, Encoding, Volume};
@@ -38,7 +41,8 @@ const CODE_MOUNT: &str = "/opt/code";
 
 /// Boot an image in a microVM, play the host's part of the aleph.im protocol for it, and offer its program over HTTP.
 ///
-/// The machine is Firecracker's where that is installed and KVM boots a kernel, else QEMU's, emulated if need be. The
+/// The machine is Firecracker's or Cloud Hypervisor's where one is installed and KVM boots a kernel, else QEMU's,
+/// emulated if need be. The
 /// kernel is that of --kernel, of $POLYINIT_KERNEL, or one that was fetched to ~/.cache/polyinit/vm. A program of up to
 /// 10 MB is sent as a zip, a larger one becomes a drive on /opt/code, as the network's hosts have it.
 #[derive(Args)]
@@ -46,7 +50,8 @@ const CODE_MOUNT: &str = "/opt/code";
 Examples:
   polyinit vm debian-12.squashfs --program ./app --entrypoint main:app
   polyinit vm wasm.squashfs --program hello.wasm --memory 256
-  polyinit vm debian-12.squashfs --program ./app --volume ./data:/data --env DEBUG=1 -v
+  polyinit vm debian-12.squashfs --program ./app --volume ./site:/srv/site --env DEBUG=1 -v
+  polyinit vm debian-12.squashfs --program ./app --net --forward 2222:22 --authorized-keys ~/.ssh/id_ed25519.pub
 
 Requests reach the program as the network's hosts hand them over: the path decoded, the body whole, and of the reply
 no content-encoding, transfer-encoding or vary. What is sent with POST to /_polyinit/message becomes a network message:
@@ -58,8 +63,12 @@ pub struct Machine {
     image: PathBuf,
 
     /// The program: a file, a folder, a zip or a squashfs [default: none, and the image's program is used]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, visible_alias = "code", value_name = "PATH")]
     program: Option<PathBuf>,
+
+    /// Data for the program, which it finds in /data: a file, a folder, or a zip of them
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
 
     /// Where the program begins: module:attribute, or a file in it
     #[arg(long, value_name = "ENTRYPOINT", requires = "program")]
@@ -104,6 +113,18 @@ pub struct Machine {
     /// What eth0 leads to; `--net` alone means isolated
     #[arg(long, value_enum, default_value_t = Network::None, num_args = 0..=1, default_missing_value = "isolated", require_equals = true)]
     net: Network,
+
+    /// A TCP port of this host, on 127.0.0.1, that leads to one of the machine's eth0; may be given again
+    #[arg(long = "forward", value_name = "PORT:PORT", value_parser = forward, requires = "net")]
+    forwards: Vec<Forward>,
+
+    /// Whose SSH keys may log in as root: a file such as ~/.ssh/id_ed25519.pub
+    #[arg(long, value_name = "FILE")]
+    authorized_keys: Option<PathBuf>,
+
+    /// More words for the kernel's command line, such as polyinit.log=debug
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true)]
+    append: String,
 
     /// The Unix socket of a guest API on this host, for the guest's connections to it
     #[arg(long, value_name = "SOCKET")]
@@ -150,6 +171,8 @@ impl Machine {
             processors: self.cpus,
             drives,
             network: self.net,
+            forwards: self.forwards.clone(),
+            append: self.append.clone(),
             choice: self.vmm,
             guest_api: self.guest_api.clone(),
         };
@@ -203,10 +226,12 @@ impl Machine {
             event: Duration::from_secs(self.timeout),
             ..Limits::default()
         };
-        let quiet = self.quiet;
+        let form = if self.quiet { AccessLog::Off } else { AccessLog::Text };
         let options = http::Options {
-            observer: Box::new(move |served| tell(&served, quiet)),
+            observer: Box::new(move |served| tell(&served, form)),
             reveal: self.listen.ip().is_loopback(),
+            // What a manifest asks for is done where its program is served: by `polyinit serve`.
+            middleware: None,
             grace: GRACE,
         };
         let shutdown = CancellationToken::new();
@@ -254,6 +279,12 @@ impl Machine {
             let drive = pack::volume(&volume.path, &workspace.join(format!("volume{number}.squashfs")))?;
             drives.add(drive, volume.mount.clone(), volume.read_only)?;
         }
+        if let Some(path) = &self.data {
+            configuration.input_data = Some(ByteBuf::from(pack::data(path)?));
+        }
+        if let Some(path) = &self.authorized_keys {
+            configuration.authorized_keys = Some(keys_of(path)?);
+        }
         if self.net != Network::None {
             configuration.ip = Some(ADDRESS.to_owned());
             configuration.route = Some(GATEWAY.to_owned());
@@ -291,7 +322,8 @@ impl Machine {
                 };
                 // The machine's Python may have modules that this host has not: what isn't found here may be there.
                 match program::open(path, &hint, &workspace.join("unpacked")) {
-                    Ok(components) => components
+                    Ok(program) => program
+                        .components
                         .iter()
                         .any(|component| component.engine == EngineKind::Python),
                     Err(_) => entrypoint.contains(':'),
@@ -343,6 +375,33 @@ fn milliseconds(duration: Duration) -> String {
     format!("{:.0} ms", duration.as_secs_f64() * 1e3)
 }
 
+/// The keys of a file as ssh-keygen(1) and sshd(8) have them: one a line, between comments.
+fn keys_of(path: &Path) -> Result<Vec<String>, CommandError> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("can't read {}: {error}", path.display()))?;
+    let lines = text.lines().map(str::trim);
+    let keys: Vec<String> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
+    match keys.first() {
+        None => Err(format!("{} holds no key", path.display()).into()),
+        Some(key) if key.contains("PRIVATE KEY") => Err(format!(
+            "{} is a private key, which stays where it is: pass the file beside it that ends in .pub",
+            path.display()
+        )
+        .into()),
+        Some(_) => Ok(keys),
+    }
+}
+
+fn forward(text: &str) -> Result<Forward, String> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    match text.split_once(':').map(|(host, guest)| (port(host), port(guest))) {
+        Some((Some(host), Some(guest))) => Ok(Forward { host, guest }),
+        _ => Err("must be two ports, this host's and the machine's, such as 2222:22".to_owned()),
+    }
+}
+
 fn volume(text: &str) -> Result<VolumeArgument, String> {
     let (text, read_only) = match text.strip_suffix(":rw") {
         Some(text) => (text, false),
@@ -361,6 +420,26 @@ fn volume(text: &str) -> Result<VolumeArgument, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_two_numbers() {
+        let read = |text| forward(text).map(|forward| (forward.host, forward.guest));
+        assert_eq!(read("2222:22").unwrap(), (2222, 22));
+        for wrong in ["2222", "0:22", "a:b", "1:2:3", "70000:1"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_private_key_is_not_sent() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# mine\nssh-ed25519 AAAA me\n\n").unwrap();
+        assert_eq!(keys_of(file.path()).unwrap(), ["ssh-ed25519 AAAA me"]);
+        std::fs::write(file.path(), "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n").unwrap();
+        assert!(keys_of(file.path()).unwrap_err().to_string().contains("private key"));
+        std::fs::write(file.path(), "\n").unwrap();
+        assert!(keys_of(file.path()).unwrap_err().to_string().contains("holds no key"));
+    }
 
     #[test]
     fn volumes_are_read_only_unless_they_say_otherwise() {

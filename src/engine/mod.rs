@@ -2,7 +2,10 @@
 //!
 //! A new language is one folder here, one arm in [`start`] and one line in `program::detect`.
 
+pub mod backoff;
 pub mod executable;
+pub mod files;
+pub mod keeper;
 mod loopback;
 pub mod node;
 pub mod output;
@@ -113,13 +116,31 @@ impl StartError {
     }
 }
 
+impl Settings {
+    /// These, with what `component` has of its own.
+    fn of(&self, component: &Component) -> Self {
+        let keys = &component.keys;
+        // Out of range they have been refused, where the manifest was read.
+        let seconds = |seconds: Option<f64>| seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        Self {
+            start_timeout: seconds(keys.start_timeout).unwrap_or(self.start_timeout),
+            event_timeout: seconds(keys.request_timeout).unwrap_or(self.event_timeout),
+            // What is said for this one run wins.
+            workers: self.workers.or_else(|| Some(keys.workers?.on(self.cores))),
+            ..self.clone()
+        }
+    }
+}
+
 /// Starts what runs `component`, and returns when it can take events.
 pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
+    let settings = &settings.of(component);
     match component.engine {
         EngineKind::Python => python::start(component, settings).await,
         EngineKind::Node => node::start(component, settings).await,
         EngineKind::Executable => executable::start(component, settings).await,
         EngineKind::Wasm => wasm::start(component, settings).await,
+        EngineKind::Static => files::start(component).await,
     }
 }
 

@@ -81,12 +81,21 @@ fn forward(
     let (component, lines, open) = (component.to_owned(), Arc::clone(lines), Arc::clone(open));
     tokio::spawn(async move {
         read_lines(pipe, |line| {
-            tracing::info!(target: "program", component, stream, "{line}");
+            let (event, line) = split_event(line);
+            tracing::info!(target: "program", component, event, stream, "{line}");
             lock(&lines).push(line);
         })
         .await;
         open.send_modify(|open| *open -= 1);
     });
+}
+
+/// The id of the event that a worker wrote a line for, between ASCII's record and unit separators, and the line.
+fn split_event(line: &str) -> (Option<&str>, &str) {
+    line.strip_prefix('\x1e')
+        .and_then(|marked| marked.split_once('\x1f'))
+        .filter(|(event, _)| event.len() <= 20 && event.bytes().all(|letter| letter.is_ascii_digit()))
+        .map_or((None, line), |(event, line)| (Some(event), line))
 }
 
 /// Gives `each` every line of `pipe`, without its end of line, as text.
@@ -182,6 +191,19 @@ mod tests {
         assert_eq!(lines_of(b"one\r\n\ntwo\nthree").await, ["one", "", "two", "three"]);
         assert_eq!(lines_of(b"").await, Vec::<String>::new());
         assert_eq!(lines_of(b"caf\xe9\n").await, ["caf\u{fffd}"]);
+    }
+
+    #[test]
+    fn knows_the_event_of_a_line() {
+        assert_eq!(split_event("\x1e17\x1fhello"), (Some("17"), "hello"));
+        assert_eq!(split_event("hello"), (None, "hello"));
+        for other in [
+            "\x1e17 hello",
+            "\x1eseventeen\x1fhello",
+            "\x1e123456789012345678901\x1f",
+        ] {
+            assert_eq!(split_event(other), (None, other));
+        }
     }
 
     #[tokio::test]

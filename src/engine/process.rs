@@ -2,14 +2,18 @@
 //! started. Both the executables and the workers of the languages are such processes; what they say to us and how is
 //! their engines' matter.
 
+mod account;
+mod cgroup;
+mod confine;
+
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -20,8 +24,13 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
 use super::Settings;
+use super::keeper::Kept;
 use super::output::{self, Tail};
 use crate::program::Component;
+use crate::program::limits::Size;
+use account::Accounts;
+
+pub use confine::Confinement;
 
 /// How long the last output of a program that has ended may take to arrive. It is in the pipe already, unless a child
 /// that left the session still holds the other end.
@@ -45,6 +54,7 @@ pub struct Launch {
     /// A descriptor that the program gets under the same number that it has here; tell it with an argument or a
     /// variable. Every other one of ours is closed.
     pub channel: Option<OwnedFd>,
+    pub confinement: Confinement,
 }
 
 /// A program that was started. Dropping it kills it and all that it started.
@@ -55,18 +65,79 @@ pub struct Process {
     leader: Pid,
     tail: Tail,
     ended: Option<Exit>,
+    /// Its place in the machine, where that keeps programs, or where its limits are.
+    kept: Option<Box<dyn Kept>>,
+    /// The most memory that it may use.
+    memory: Option<Size>,
+    /// Processes that the kernel had killed on this machine for want of memory when this one was started.
+    killed_before: u64,
+    _listed: Listed,
+}
+
+static LIVING: Mutex<Vec<(String, Pid)>> = Mutex::new(Vec::new());
+
+/// The programs that were started and are not done with: their components' names, and who leads their sessions.
+pub fn living() -> Vec<(String, Pid)> {
+    LIVING.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// A program's place among the [`living`] ones.
+#[derive(Debug)]
+struct Listed(Pid);
+
+impl Listed {
+    fn new(component: &str, leader: Pid) -> Self {
+        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
+        living.push((component.to_owned(), leader));
+        Self(leader)
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
+        living.retain(|(_, leader)| *leader != self.0);
+    }
 }
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit(ExitStatus);
+pub struct Exit {
+    status: ExitStatus,
+    memory: Memory,
+}
+
+/// Whether memory was the reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Enough,
+    /// It used more than it may.
+    Limit(Size),
+    /// The kernel has killed something on this machine for want of memory, and this was killed.
+    Machine,
+}
 
 /// The environment of `component`: that of every program, then its own.
 pub fn environment(component: &Component, settings: &Settings) -> Vec<(String, String)> {
     let mut environment = base_environment(settings);
+    let keys = &component.keys;
+    let identity = keys
+        .user
+        .as_ref()
+        .map(|user| Accounts::here().identity(Some(user), None));
+    if let Some(home) = identity.and_then(|identity| identity.ok()?.home) {
+        environment.push(("HOME".to_owned(), home.to_string_lossy().into_owned()));
+    }
     let own = component.environment.iter();
     environment.extend(own.map(|(name, value)| (name.clone(), value.clone())));
     environment
+}
+
+/// Processes that the kernel has killed for want of memory since it runs (proc_vmstat(5)).
+fn killed_for_memory() -> u64 {
+    let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = counters.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.parse().ok()).unwrap_or_default()
 }
 
 /// The environment of every program: the basics that it may count on, then what the machine names.
@@ -89,7 +160,7 @@ impl Launch {
     /// if this process dies first.
     ///
     /// # Errors
-    /// Those of fork(2), chdir(2) and execve(2).
+    /// Those of fork(2), chdir(2) and execve(2); limits that this machine can't enforce.
     pub async fn start(self) -> io::Result<Process> {
         let patience = Instant::now() + TEXT_BUSY_PATIENCE;
         let mut launch = self;
@@ -125,8 +196,17 @@ impl Launch {
             .kill_on_drop(true);
         let parent = nix::unistd::getpid();
         let channel = self.channel.as_ref().map(AsRawFd::as_raw_fd);
+        let kept = self.confinement.place(&self.component)?;
+        let confinement = self.confinement.ready();
+        let entrance = kept.as_ref().map(|kept| kept.entrance()).transpose()?;
         let prepare = move || {
+            if let Some(entrance) = &entrance {
+                nix::unistd::write(entrance, b"0")?;
+                prefer_when_memory_runs_out();
+            }
             nix::unistd::setsid()?;
+            confinement.enter()?;
+            // Not before: who becomes somebody else is not to be killed any more.
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
             if nix::unistd::getppid() != parent {
                 // We died between fork and prctl: nobody would ever send that signal.
@@ -163,11 +243,28 @@ impl Launch {
             leader,
             tail,
             ended: None,
+            kept,
+            memory: self.confinement.memory(),
+            killed_before: killed_for_memory(),
+            _listed: Listed::new(&self.component, leader),
         })
     }
 }
 
 impl Process {
+    /// Puts a process that was started ahead under the limits that the manifest has for it.
+    ///
+    /// # Errors
+    /// This machine can't enforce them.
+    pub fn confine(&mut self, confinement: &Confinement) -> io::Result<()> {
+        match &self.kept {
+            Some(kept) => confinement.limit(&**kept)?,
+            None => self.kept = confinement.place_of(self.leader)?,
+        }
+        self.memory = confinement.memory();
+        Ok(())
+    }
+
     /// The program's process id, which also is the id of its session and its process group.
     pub fn leader(&self) -> Pid {
         self.leader
@@ -187,12 +284,35 @@ impl Process {
         if let Some(exit) = self.ended {
             return Ok(exit);
         }
-        let exit = Exit(self.child.wait().await?);
+        let status = self.child.wait().await?;
+        let exit = Exit {
+            status,
+            memory: self.memory(status),
+        };
         self.ended = Some(exit);
         // The leader's id is free from here on, but as long as any process is in the group or the session the kernel
         // gives it to nobody else; and if none is, ids being handed out in a circle, nobody has it yet.
-        kill_session(self.leader);
+        self.kill_all();
         Ok(exit)
+    }
+
+    fn memory(&self, status: ExitStatus) -> Memory {
+        let ran_out = self.kept.as_deref().is_some_and(Kept::ran_out_of_memory);
+        let was_killed = status.signal() == Some(Signal::SIGKILL as i32);
+        match self.memory {
+            Some(limit) if ran_out => Memory::Limit(limit),
+            None if ran_out => Memory::Machine,
+            _ if was_killed && killed_for_memory() > self.killed_before => Memory::Machine,
+            _ => Memory::Enough,
+        }
+    }
+
+    fn kill_all(&self) {
+        kill_session(self.leader);
+        // What has left the session can't leave this.
+        if let Some(kept) = &self.kept {
+            kept.kill();
+        }
     }
 
     /// The last lines, once the program has ended: waits for those still in the pipe.
@@ -230,7 +350,7 @@ impl Process {
         if let Ok(Err(error)) = tokio::time::timeout_at(deadline, all_ended).await {
             return Err(error);
         }
-        kill_session(self.leader);
+        self.kill_all();
         kin.iter().for_each(Kin::kill);
         self.ended().await
     }
@@ -239,7 +359,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            kill_session(self.leader);
+            self.kill_all();
         }
     }
 }
@@ -247,20 +367,35 @@ impl Drop for Process {
 impl Exit {
     /// Whether the program ended of itself and with status 0.
     pub fn success(self) -> bool {
-        self.0.success()
+        self.status.success()
     }
 }
 
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.0.code(), self.0.signal()) {
+        match (self.status.code(), self.status.signal()) {
             (Some(code), _) => write!(f, "exited with status {code}"),
             (None, Some(number)) => match Signal::try_from(number) {
                 Ok(signal) => write!(f, "was killed by {signal}"),
                 Err(_) => write!(f, "was killed by signal {number}"),
             },
-            (None, None) => write!(f, "ended ({})", self.0),
+            (None, None) => write!(f, "ended ({})", self.status),
+        }?;
+        match self.memory {
+            Memory::Enough => Ok(()),
+            Memory::Limit(limit) => write!(f, " because it used more than its `memory`, {limit},"),
+            Memory::Machine => write!(f, " when the machine was out of memory"),
         }
+    }
+}
+
+/// Makes this process one that the kernel rather ends than others of the machine, should memory run out (proc_pid_oom_score_adj(5)).
+/// For between fork and exec: nothing but system calls.
+fn prefer_when_memory_runs_out() {
+    use nix::fcntl::{OFlag, open};
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    if let Ok(file) = open(c"/proc/self/oom_score_adj", flags, nix::sys::stat::Mode::empty()) {
+        let _ = nix::unistd::write(file, b"500");
     }
 }
 
@@ -395,6 +530,7 @@ mod tests {
             directory: "/".into(),
             environment: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
             channel: None,
+            confinement: Confinement::default(),
         }
     }
 

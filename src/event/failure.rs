@@ -1,5 +1,7 @@
 //! One failure, one clear word: what went wrong with an event, in the words of the one who can mend it.
 
+use std::time::Duration;
+
 use http::StatusCode;
 
 /// Why an event got no reply from a program.
@@ -11,6 +13,8 @@ pub struct Failure {
     pub message: String,
     /// The program's own account (a Python traceback, a Wasm backtrace), for its developer only.
     pub traceback: Option<String>,
+    /// When it is worth another try, where that is known: `Retry-After` (RFC 9110, section 10.2.3).
+    pub retry_after: Option<Duration>,
 }
 
 /// What sort of failure it is; decides the status code that HTTP clients see.
@@ -22,6 +26,8 @@ pub enum FailureKind {
     NotFound,
     /// A body beyond its limit. 413.
     TooLarge,
+    /// More of them than is allowed. 429.
+    TooMany,
     /// The program raised, trapped, or broke its interface. 500.
     Program,
     /// What ran the program ended while it had this event, or answered with something that is no reply. 502.
@@ -30,6 +36,8 @@ pub enum FailureKind {
     Unavailable,
     /// No reply in time. 504.
     Timeout,
+    /// Components that call each other without an end. 508.
+    Loop,
 }
 
 impl FailureKind {
@@ -39,10 +47,12 @@ impl FailureKind {
             Self::BadEvent => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Program => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Gone => StatusCode::BAD_GATEWAY,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Loop => StatusCode::LOOP_DETECTED,
         }
     }
 }
@@ -53,6 +63,7 @@ impl Failure {
             kind,
             message: message.into(),
             traceback: None,
+            retry_after: None,
         }
     }
 

@@ -97,6 +97,8 @@ mod tests {
                 },
             ],
             network: Network::None,
+            forwards: Vec::new(),
+            append: String::new(),
             folder: "/run/m".into(),
         }
     }

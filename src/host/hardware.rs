@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::engine::process::{Exit, Launch, Process};
+use crate::engine::process::{Confinement, Exit, Launch, Process};
 
 /// The guest's own address on its vsock. Any from 3 on will do: each machine has a bus of its own.
 pub const GUEST_CID: u32 = 3;
@@ -19,6 +19,10 @@ pub struct Hardware {
     /// The first one, /dev/vda, is the root file system.
     pub drives: Vec<Drive>,
     pub network: Network,
+    /// TCP ports of this host that lead to ports of the guest's eth0.
+    pub forwards: Vec<Forward>,
+    /// More words for the kernel's command line, after all others.
+    pub append: String,
     /// An empty folder, the machine's own, for the VMM's sockets and files.
     pub folder: PathBuf,
 }
@@ -28,6 +32,13 @@ pub struct Hardware {
 pub struct Drive {
     pub path: PathBuf,
     pub read_only: bool,
+}
+
+/// A port on this host's loopback, and the guest's that it leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    pub host: u16,
+    pub guest: u16,
 }
 
 /// What the machine's eth0 leads to.
@@ -90,6 +101,11 @@ impl Hardware {
         self.folder.join(format!("v_{port}"))
     }
 
+    /// The Unix socket on which QEMU takes orders, where QEMU is the VMM.
+    pub fn monitor(&self) -> PathBuf {
+        self.folder.join("qmp")
+    }
+
     /// The kernel's command line, without what only one VMM needs: how to end is for the caller to say.
     pub(super) fn command_line(&self, more: &str) -> String {
         let root = match self.initramfs {
@@ -101,7 +117,8 @@ impl Hardware {
         // (0.3 s in an emulated machine) nor tell the slow serial console about each driver.
         format!(
             "console=ttyS0 panic=1 quiet random.trust_cpu=on cryptomgr.notests swiotlb=noforce i8042.noaux \
-             i8042.nomux i8042.dumbkbd{root} {more}"
+             i8042.nomux i8042.dumbkbd{root} {more} {append}",
+            append = self.append
         )
     }
 }
@@ -142,6 +159,7 @@ pub(super) async fn start(
         directory: "/".into(),
         environment: Vec::new(),
         channel,
+        confinement: Confinement::default(),
     };
     launch
         .start()

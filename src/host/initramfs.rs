@@ -1,5 +1,5 @@
 //! Between the kernel's modules and the VMM: the file system in memory that a kernel with modules starts from. What
-//! happens inside it is `machine::initramfs`.
+//! happens inside it is `src/initramfs`, a program of its own that the build script has compiled.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -7,7 +7,13 @@ use std::path::{Path, PathBuf};
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-use crate::machine::initramfs::{PLAN, Plan};
+#[path = "../initramfs/plan.rs"]
+mod plan;
+
+use plan::{PLAN, Plan};
+
+/// The program that becomes `/init`: a megabyte, linked statically.
+const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/initramfs-init"));
 
 /// Why the initramfs can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -16,37 +22,23 @@ pub enum Error {
     Read { path: PathBuf, source: io::Error },
     #[error("can't write the initramfs {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
-    #[error("can't tell this program's own file: {0}")]
-    Myself(#[source] io::Error),
-    #[error(
-        "{} needs a dynamic linker, which an initramfs has not: build polyinit statically (`make`, or RUSTFLAGS=\"-C \
-         target-feature=+crt-static\" with an explicit --target)",
-        path.display()
-    )]
-    Dynamic { path: PathBuf },
     #[error("{} is larger than 4 GiB", path.display())]
     TooLarge { path: PathBuf },
 }
 
-/// Writes to `path` an initramfs with this program as `/init`, `modules` in the order given, and the root file system
-/// on `device`.
+/// Writes to `path` an initramfs that loads `modules` in the order given, and goes on to the root file system on
+/// `device`.
 ///
 /// # Errors
-/// [`Error`] where a file can't be read or written, or this program can't run without a dynamic linker.
+/// [`Error`] where a file can't be read or written.
 pub fn write(path: &Path, modules: &[PathBuf], device: &str, filesystem: &str) -> Result<(), Error> {
-    let myself = std::env::current_exe().map_err(Error::Myself)?;
-    let mut init = read(&myself)?;
-    match program(&init) {
-        Some(program) if !program.is_dynamic => init.truncate(program.end),
-        _ => return Err(Error::Dynamic { path: myself }),
-    }
     let plan = Plan {
         modules: (0..modules.len()).map(module_path).collect(),
         device: device.into(),
         filesystem: filesystem.to_owned(),
     };
     let mut files = vec![
-        (PathBuf::from("/init"), init),
+        (PathBuf::from("/init"), INIT.to_vec()),
         (PathBuf::from(PLAN), plan.to_string().into_bytes()),
     ];
     for (place, module) in plan.modules.into_iter().zip(modules) {
@@ -87,66 +79,10 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// What the program headers of an ELF64 file say of it (elf(5)).
-#[derive(Debug, PartialEq, Eq)]
-struct Program {
-    /// It asks for an interpreter: the dynamic linker.
-    is_dynamic: bool,
-    /// Where the last byte is that a segment has; what follows is for debuggers and linkers.
-    end: usize,
-}
-
-/// `None` if the file is no ELF64.
-fn program(elf: &[u8]) -> Option<Program> {
-    const PT_LOAD: usize = 1;
-    const PT_INTERP: usize = 3;
-    let field = |at: usize, width: usize| -> Option<usize> {
-        let bytes = elf.get(at..at.checked_add(width)?)?;
-        Some(
-            bytes
-                .iter()
-                .rev()
-                .fold(0, |value, byte| value << 8 | usize::from(*byte)),
-        )
-    };
-    if !elf.starts_with(b"\x7fELF\x02") {
-        return None;
-    }
-    let (table, size, count) = (field(32, 8)?, field(54, 2)?, field(56, 2)?);
-    let mut program = Program {
-        is_dynamic: false,
-        end: 0,
-    };
-    for number in 0..count {
-        let header = table.checked_add(number * size)?;
-        match field(header, 4)? {
-            PT_INTERP => program.is_dynamic = true,
-            PT_LOAD => {
-                program.end = program
-                    .end
-                    .max(field(header + 8, 8)?.checked_add(field(header + 32, 8)?)?)
-            }
-            _ => {}
-        }
-    }
-    (program.end <= elf.len()).then_some(program)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Read;
-
-    #[test]
-    fn tells_static_from_dynamic_programs() {
-        let shell = fs::read("/bin/sh").unwrap();
-        assert!(program(&shell).unwrap().is_dynamic);
-        assert_eq!(program(&shell[..70]), None);
-        assert_eq!(program(b"#!/bin/sh\n"), None);
-        let myself = fs::read(std::env::current_exe().unwrap()).unwrap();
-        let end = program(&myself).unwrap().end;
-        assert!(end > myself.len() / 4 && end < myself.len());
-    }
 
     #[test]
     fn holds_the_plan_and_the_modules_in_order() {
@@ -156,11 +92,7 @@ mod tests {
             fs::write(module, module.file_name().unwrap().as_encoded_bytes()).unwrap();
         }
         let path = folder.path().join("initramfs");
-        match write(&path, &modules, "/dev/vda", "squashfs") {
-            // As the tests are built: the rest is only to be had from a static build.
-            Err(Error::Dynamic { .. }) => return,
-            other => other.unwrap(),
-        }
+        write(&path, &modules, "/dev/vda", "squashfs").unwrap();
         let mut archive = File::open(&path).unwrap();
         let mut found = Vec::new();
         loop {
@@ -175,6 +107,7 @@ mod tests {
             archive = entry.finish().unwrap();
         }
         assert_eq!(found[0].0, "init");
+        assert!(found[0].1.starts_with(b"\x7fELF") && found[0].1.len() < 2 << 20);
         assert_eq!(found[1].0, "boot.plan");
         assert_eq!(found[1].1, b"module /0.ko\nmodule /1.ko\nroot /dev/vda squashfs\n");
         assert_eq!(

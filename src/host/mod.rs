@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! kernel, modules -> initramfs --+
-//! image, pack ---> drives -------+-> hardware -> qemu | firecracker -> vm (boots, configures, halts)
+//! image, pack ---> drives -------+-> hardware -> qemu | ... -> vm (boots, configures, halts)
 //!                                                                       |
 //! client --HTTP--> gateway --> link --vsock 52, msgpack--> the guest <--+
 //!                              guest_api <--vsock 53, HTTP-- the guest
@@ -10,6 +10,7 @@
 //!
 //! [`link`] and [`gateway`] need no machine: any Unix socket that speaks as the VMM does will do.
 
+pub mod cloud_hypervisor;
 pub mod firecracker;
 pub mod gateway;
 pub mod guest_api;
@@ -18,7 +19,6 @@ pub mod initramfs;
 pub mod kernel;
 mod kvm;
 pub mod link;
-pub mod modules;
 pub mod pack;
 pub mod qemu;
 pub mod tools;

@@ -61,6 +61,8 @@ pub enum Error {
         path.display()
     )]
     ZipTooLarge { path: PathBuf, size: usize },
+    #[error("{} is more data than hosts send ({CODE_LIMIT} bytes as a zip): pass it with --volume", path.display())]
+    DataTooLarge { path: PathBuf },
 }
 
 /// Packs the program at `path`: a zip or a squashfs as it is, a file or a folder as a zip, or as a squashfs in
@@ -107,6 +109,24 @@ pub fn program(path: &Path, workspace: &Path) -> Result<Packed, Error> {
         Some(code) => Ok(in_code(code, file_name)),
         None => Ok(on_drive(squashfs(path, &workspace.join("code.squashfs"))?, file_name)),
     }
+}
+
+/// The data for a program's /data: a zip as it is, a file or a folder as a zip.
+///
+/// # Errors
+/// [`Error`], which names the file.
+pub fn data(path: &Path) -> Result<Vec<u8>, Error> {
+    let read = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let is_zip = !fs::metadata(path).map_err(read)?.is_dir() && has_magic(path, b"PK\x03\x04")?;
+    let packed = match is_zip {
+        true => Some(fs::read(path).map_err(read)?),
+        false => zip(path)?,
+    };
+    let packed = packed.filter(|packed| packed.len() <= CODE_LIMIT);
+    packed.ok_or_else(|| Error::DataTooLarge { path: path.to_owned() })
 }
 
 /// The drive for a volume at `path`: a file as it is, a folder as a squashfs, made as `output`.

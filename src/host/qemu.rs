@@ -127,6 +127,10 @@ fn arguments_of_qemu(
     add("-m", hardware.memory.to_string());
     add("-object", memory.to_string());
     add("-chardev", vhost);
+    add(
+        "-qmp",
+        format!("unix:{},server=on,wait=off", text(&hardware.monitor())?),
+    );
     add("-kernel", text(&hardware.kernel)?);
     add("-append", command_line);
     if let Some(initramfs) = &hardware.initramfs {
@@ -144,7 +148,11 @@ fn arguments_of_qemu(
         Network::Isolated => "on",
         Network::Open => "off",
     };
-    add("-netdev", format!("user,id=network,restrict={restricted}"));
+    let forwards = hardware.forwards.iter();
+    let forwards: String = forwards
+        .map(|forward| format!(",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.guest))
+        .collect();
+    add("-netdev", format!("user,id=network,restrict={restricted}{forwards}"));
     add("-device", "virtio-net-device,netdev=network".to_owned());
     Ok(arguments)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,15 @@ use tokio::net::UnixListener;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use super::cloud_hypervisor;
 use super::firecracker;
 use super::guest_api;
-use super::hardware::{Drive, Hardware, Network, StartError, Vmm, said};
+use super::hardware::{Drive, Forward, Hardware, Network, StartError, Vmm, said};
 use super::kernel::Kernel;
 use super::link::{self, Link, Ready};
 use super::qemu::{self, Accelerator};
-use super::{initramfs, kvm, modules};
+use super::{initramfs, kvm};
+use crate::machine::{modules, superblock};
 use crate::wire::{GUEST_API_PORT, PORT};
 
 /// How long a machine may take to be ready where KVM is known to boot it, or is the only way: what the network's hosts
@@ -33,14 +35,9 @@ const EMULATED_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the VMM may take to end after the guest's last word.
 const END_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What a machine's kernel needs beside what it depends on, where it has its drivers as modules.
-const MODULES: [&str; 5] = [
-    "virtio_mmio",
-    "virtio_blk",
-    "squashfs",
-    "overlay",
-    "vmw_vsock_virtio_transport",
-];
+/// What a machine's kernel needs beside its file systems, where it has its drivers as modules; what these depend on
+/// comes with them.
+const MODULES: [&str; 4] = ["virtio_mmio", "virtio_blk", "overlay", "vmw_vsock_virtio_transport"];
 
 /// A machine to boot.
 #[derive(Debug, Clone)]
@@ -54,6 +51,10 @@ pub struct Settings {
     /// /dev/vdb and what follows.
     pub drives: Vec<Drive>,
     pub network: Network,
+    /// TCP ports of this host that lead to the guest's.
+    pub forwards: Vec<Forward>,
+    /// More words for the kernel's command line.
+    pub append: String,
     pub choice: Choice,
     /// The Unix socket of a guest API on this host.
     pub guest_api: Option<PathBuf>,
@@ -62,9 +63,10 @@ pub struct Settings {
 /// Which VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Choice {
-    /// Firecracker where it is installed and KVM boots a kernel, else QEMU.
+    /// Firecracker or Cloud Hypervisor where one is installed and KVM boots a kernel, else QEMU.
     Auto,
     Firecracker,
+    CloudHypervisor,
     Qemu,
 }
 
@@ -72,6 +74,7 @@ pub enum Choice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Firecracker,
+    CloudHypervisor,
     Qemu(Accelerator),
 }
 
@@ -103,8 +106,8 @@ pub enum Error {
     #[error("can't read the image {}: {source}", path.display())]
     ReadImage { path: PathBuf, source: io::Error },
     #[error(
-        "{} is no image: it is neither a squashfs nor an ext4; `polyinit image build` makes one",
-        path.display()
+        "{} is no image of a root file system: it holds none of {}; `polyinit image build` makes one",
+        path.display(), superblock::known()
     )]
     NoImage { path: PathBuf },
     #[error("can't make a temporary folder: {0}")]
@@ -170,13 +173,14 @@ impl Vm {
             .prefix("polyinit-vm-")
             .tempdir()
             .map_err(Error::Folder)?;
-        let hardware = assemble(settings, filesystem, folder.path())?;
+        let hardware = assemble(settings, filesystem, kind, folder.path())?;
         let ready = Ready::bind(&hardware.vsock_of_host(PORT))?;
         let guest_api = offer_guest_api(&hardware, settings.guest_api.clone())?;
         let mut vm = {
             let began = Instant::now();
             let vmm = match kind {
                 Kind::Firecracker => firecracker::run(&hardware).await?,
+                Kind::CloudHypervisor => cloud_hypervisor::run(&hardware).await?,
                 Kind::Qemu(accelerator) => qemu::run(&hardware, accelerator).await?,
             };
             Self {
@@ -257,16 +261,33 @@ fn kinds(settings: &Settings) -> Vec<Kind> {
     let kvm = kvm::is_worth_trying();
     match settings.choice {
         Choice::Firecracker => vec![Kind::Firecracker],
+        Choice::CloudHypervisor => vec![Kind::CloudHypervisor],
         Choice::Qemu | Choice::Auto if !kvm => vec![emulated],
         Choice::Auto if firecracker::is_installed() && settings.network == Network::None => {
             vec![Kind::Firecracker, emulated]
+        }
+        Choice::Auto if cloud_hypervisor::is_installed() && settings.network == Network::None => {
+            vec![Kind::CloudHypervisor, emulated]
         }
         Choice::Qemu | Choice::Auto => vec![Kind::Qemu(Accelerator::Kvm), emulated],
     }
 }
 
-fn assemble(settings: &Settings, filesystem: &'static str, folder: &Path) -> Result<Hardware, Error> {
+fn assemble(settings: &Settings, filesystem: &'static str, kind: Kind, folder: &Path) -> Result<Hardware, Error> {
     let mut wanted = MODULES.to_vec();
+    wanted.push(filesystem);
+    if kind == Kind::CloudHypervisor {
+        wanted.push("virtio_pci");
+    }
+    // A drive that is none of these is for the guest to complain about, which knows where it should be mounted.
+    let of_drive = |drive: &Drive| superblock::recognise(&File::open(&drive.path).ok()?).ok()?;
+    wanted.extend(
+        settings
+            .drives
+            .iter()
+            .filter_map(of_drive)
+            .map(|file_system| file_system.name),
+    );
     if settings.network != Network::None {
         wanted.push("virtio_net");
     }
@@ -300,6 +321,8 @@ fn assemble(settings: &Settings, filesystem: &'static str, folder: &Path) -> Res
         processors: settings.processors,
         drives,
         network: settings.network,
+        forwards: settings.forwards.clone(),
+        append: settings.append.clone(),
         folder: folder.to_owned(),
     })
 }
@@ -318,36 +341,26 @@ fn offer_guest_api(hardware: &Hardware, api: Option<PathBuf>) -> Result<AbortHan
     Ok(tokio::spawn(guest_api::serve(listener, api)).abort_handle())
 }
 
-/// What the image is, as mount(2) names it: by its first bytes (the superblock's magic of each).
+/// What the image is, as mount(2) names it.
 fn filesystem_of(image: &Path) -> Result<&'static str, Error> {
-    const EXT4_MAGIC_AT: u64 = 0x438;
     let read = |source| Error::ReadImage {
         path: image.to_owned(),
         source,
     };
     let no_image = || Error::NoImage { path: image.to_owned() };
-    let mut file = File::open(image).map_err(read)?;
+    let file = File::open(image).map_err(read)?;
     if !file.metadata().map_err(read)?.is_file() {
         return Err(no_image());
     }
-    let mut magic = Vec::new();
-    file.by_ref().take(4).read_to_end(&mut magic).map_err(read)?;
-    if magic == b"hsqs" {
-        return Ok("squashfs");
-    }
-    file.seek(SeekFrom::Start(EXT4_MAGIC_AT)).map_err(read)?;
-    magic.clear();
-    file.take(2).read_to_end(&mut magic).map_err(read)?;
-    match magic == 0xef53_u16.to_le_bytes() {
-        true => Ok("ext4"),
-        false => Err(no_image()),
-    }
+    let found = superblock::recognise(&file).map_err(read)?;
+    found.map(|file_system| file_system.name).ok_or_else(no_image)
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Firecracker => "Firecracker",
+            Self::CloudHypervisor => "Cloud Hypervisor",
             Self::Qemu(Accelerator::Kvm) => "QEMU with KVM",
             Self::Qemu(Accelerator::Tcg) => "QEMU, emulated",
         })
@@ -373,9 +386,9 @@ mod tests {
         assert!(
             filesystem(b"hello")
                 .unwrap_err()
-                .contains("neither a squashfs nor an ext4")
+                .contains("no image of a root file system")
         );
-        assert!(filesystem(b"").unwrap_err().contains("neither a squashfs nor an ext4"));
+        assert!(filesystem(b"").unwrap_err().contains("no image of a root file system"));
         assert!(matches!(filesystem_of(folder.path()), Err(Error::NoImage { .. })));
     }
 }

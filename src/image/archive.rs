@@ -1,4 +1,4 @@
-//! Trees as tar: how mmdebstrap hands over what it made, and takes the recipe's files.
+//! Trees as tar: how mmdebstrap hands over what it made, and takes the recipe's files; and the layers of OCI images.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -29,6 +29,47 @@ pub enum ArchiveError {
     /// An entry doesn't fit the others.
     #[error(transparent)]
     Tree(#[from] TreeError),
+}
+
+/// Which folders a tar gets entries for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folders {
+    All,
+    /// Those that have content are left to whoever unpacks: an entry for `sbin/` would replace the link that Debian has
+    /// there.
+    Empty,
+}
+
+/// What a layer of an OCI image names a file that it takes away, and a folder of which nothing below shall be seen
+/// (image-spec, layer.md, "Whiteouts").
+const WHITEOUT: &str = ".wh.";
+const OPAQUE: &str = ".wh..wh..opq";
+
+/// Lays the tar in `archive`, a layer of an OCI image, over `tree`.
+///
+/// # Errors
+/// The archive can't be read, or has entries that an image can't hold.
+pub fn read_over(tree: &mut Tree, archive: File) -> Result<(), ArchiveError> {
+    let layer = read(archive, |_| true)?;
+    let name_of = |path: &Path| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    // Of the layers below only, so before anything of this one is there.
+    for (path, _) in layer.iter() {
+        let (folder, name) = (path.parent().unwrap_or(Path::new("")), name_of(path));
+        if name == OPAQUE {
+            tree.clear(folder);
+        } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            tree.remove(&folder.join(hidden));
+        }
+    }
+    for (path, entry) in layer.iter().filter(|(path, _)| !name_of(path).starts_with(WHITEOUT)) {
+        tree.replace(path, entry.clone())?;
+    }
+    Ok(())
 }
 
 /// Reads the tar in `archive`, leaving out what `keep` refuses. File contents stay in the archive until they are wanted.
@@ -108,16 +149,14 @@ fn link_name<R: io::Read>(item: &tar::Entry<'_, R>, path: &Path) -> Result<PathB
     name.map(std::borrow::Cow::into_owned).ok_or(refused)
 }
 
-/// Writes a tree as a tar to be unpacked over a base.
-///
-/// Folders that have content are left to whoever unpacks: an entry for `sbin/` would replace the link that Debian has there.
+/// Writes a tree as a tar.
 ///
 /// # Errors
 /// The target can't be written, or a file of the tree can't be read.
-pub fn write(tree: &Tree, epoch: u32, target: impl Write) -> Result<(), ArchiveError> {
+pub fn write(tree: &Tree, epoch: u32, folders: Folders, target: impl Write) -> Result<(), ArchiveError> {
     let mut builder = tar::Builder::new(target);
     for (path, entry) in tree.iter() {
-        append(&mut builder, tree, path, entry, epoch).map_err(|error| {
+        append(&mut builder, tree, folders, path, entry, epoch).map_err(|error| {
             ArchiveError::Write(io::Error::new(error.kind(), format!("/{}: {error}", path.display())))
         })?;
     }
@@ -130,6 +169,7 @@ pub fn write(tree: &Tree, epoch: u32, target: impl Write) -> Result<(), ArchiveE
 fn append(
     builder: &mut tar::Builder<impl Write>,
     tree: &Tree,
+    folders: Folders,
     path: &Path,
     entry: &Entry,
     epoch: u32,
@@ -146,7 +186,7 @@ fn append(
         header.set_device_minor(minor)
     };
     match &entry.kind {
-        Kind::Directory if tree.has_children(path) => return Ok(()),
+        Kind::Directory if folders == Folders::Empty && tree.has_children(path) => return Ok(()),
         Kind::Directory => header.set_entry_type(EntryType::Directory),
         Kind::File(content) => {
             header.set_entry_type(EntryType::Regular);
@@ -192,7 +232,7 @@ mod tests {
             .expect("inserts");
 
         let mut file = tempfile::tempfile().expect("a temporary file");
-        write(&tree, 1, &mut file).expect("writes");
+        write(&tree, 1, Folders::Empty, &mut file).expect("writes");
         io::Seek::rewind(&mut file).expect("rewinds");
         let again = read(file, |path| path != Path::new("usr/l")).expect("reads");
 
@@ -220,5 +260,29 @@ mod tests {
             }
         ));
         assert_eq!(again.get(Path::new("empty")).expect("the folder").mode, 0o711);
+    }
+
+    #[test]
+    fn a_layer_takes_away_what_it_whites_out_and_nothing_of_its_own() {
+        let file = |text: &str| Entry::file(0o644, Content::Bytes(text.as_bytes().to_vec()));
+        let tar = |paths: &[&str]| {
+            let mut tree = Tree::default();
+            for path in paths {
+                tree.insert(Path::new(path), file(path)).expect("inserts");
+            }
+            let mut tar = tempfile::tempfile().expect("a temporary file");
+            write(&tree, 1, Folders::All, &mut tar).expect("writes");
+            io::Seek::rewind(&mut tar).expect("rewinds");
+            tar
+        };
+        let mut tree = Tree::default();
+        for layer in [
+            tar(&["a/x", "a/y", "b/x", "c/x", "d"]),
+            tar(&["a/.wh.x", "b/.wh..wh..opq", "b/new", ".wh.c", "d/now-a-folder"]),
+        ] {
+            read_over(&mut tree, layer).expect("a layer");
+        }
+        let names: Vec<String> = tree.iter().map(|(path, _)| path.display().to_string()).collect();
+        assert_eq!(names, ["a", "a/y", "b", "b/new", "d", "d/now-a-folder"]);
     }
 }

@@ -42,13 +42,22 @@ pub enum FolderError {
 /// # Errors
 /// Something in the folder can't be read, can't be in an image, or has no place in the tree.
 pub fn add(tree: &mut Tree, folder: &Path, modes: Modes) -> Result<(), FolderError> {
+    add_into(tree, folder, Path::new(""), modes)
+}
+
+/// The same, below `place` of the image.
+///
+/// # Errors
+/// As [`add`].
+pub fn add_into(tree: &mut Tree, folder: &Path, place: &Path, modes: Modes) -> Result<(), FolderError> {
+    let place = place.strip_prefix("/").unwrap_or(place);
     for item in walkdir::WalkDir::new(folder).min_depth(1).sort_by_file_name() {
         let item = item.map_err(|error| FolderError::Read {
             path: error.path().unwrap_or(folder).to_path_buf(),
             source: error.into(),
         })?;
         let inside = item.path().strip_prefix(folder).unwrap_or(item.path());
-        tree.insert(inside, entry_of(item.path(), modes)?)?;
+        tree.insert(&place.join(inside), entry_of(item.path(), modes)?)?;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! What every image gets over its base: the recipe's files and environment, mount points, and init.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::folder::{self, FolderError, Modes};
 use super::init_binary::InitBinary;
 use super::recipe::{Base, Recipe};
-use super::tree::{Content, Entry, Kind, Tree};
+use super::tree::{Content, Entry, Kind, Tree, TreeError};
 use crate::init::image_environment;
 
 /// The first program that the kernel looks for when its command line names none.
@@ -31,20 +31,27 @@ const MOUNT_POINTS: [(&str, u16); 13] = [
 /// For kernels that don't mount devtmpfs by themselves: init's first words need a console.
 const DEVICES: [(&str, u16, u32, u32); 2] = [("dev/console", 0o600, 5, 1), ("dev/null", 0o666, 1, 3)];
 
-/// Puts the layers over `tree`, init as the last.
+/// Puts the layers over `tree`: the recipe's `files`, the `environment` of programs, and init as the last.
 ///
 /// # Errors
 /// A file of the recipe can't be read, or has no place in the tree.
-pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), FolderError> {
+pub fn apply(
+    tree: &mut Tree,
+    recipe: &Recipe,
+    files: Tree,
+    environment: &BTreeMap<String, String>,
+    init: &InitBinary,
+) -> Result<(), TreeError> {
     // Debian's commands need the files before; there they are in the base already.
-    if let Some(files) = recipe.files().filter(|_| !matches!(recipe.base, Base::Debian(_))) {
-        folder::add(tree, &files, Modes::Plain)?;
+    if !matches!(recipe.base, Base::Debian(_)) {
+        for (path, entry) in files.iter() {
+            tree.insert(path, entry.clone())?;
+        }
     }
-    if !recipe.environment.is_empty() {
-        let lines: String = recipe
-            .environment
+    if !environment.is_empty() {
+        let lines: String = environment
             .iter()
-            .map(|(name, value)| format!("{}={}\n", name.get_ref(), value.get_ref()))
+            .map(|(name, value)| format!("{name}={value}\n"))
             .collect();
         tree.insert(
             Path::new(image_environment::FILE),
@@ -66,5 +73,5 @@ pub fn apply(tree: &mut Tree, recipe: &Recipe, init: &InitBinary) -> Result<(), 
             },
         )?;
     }
-    Ok(tree.insert(Path::new(INIT), Entry::file(0o755, Content::Path(init.path.clone())))?)
+    tree.insert(Path::new(INIT), Entry::file(0o755, Content::Path(init.path.clone())))
 }

@@ -1,7 +1,8 @@
-//! Root file systems for microVMs and containers: a recipe in, a squashfs out.
+//! Root file systems for microVMs and containers: a recipe in, an image out.
 //!
 //! ```text
-//! image.toml --recipe--> Recipe --debian | folder | nothing--> Tree --layers--> Tree --squashfs--> FILE
+//! image.toml --recipe--> Recipe --debian | oci | folder | nothing--> Tree --layers, python--> Tree
+//!                                                        --squashfs | disk (erofs, ext4) | cpio | oci--> FILE
 //! ```
 //!
 //! The same recipe, packages and init give the same bytes: everything is sorted, has one time stamp, and nothing that
@@ -9,30 +10,42 @@
 
 mod archive;
 mod compression;
+mod cpio;
 mod debian;
+mod disk;
 mod folder;
+mod format;
 mod init_binary;
 pub mod inspect;
 mod layers;
 mod links;
+mod oci;
+mod python;
 mod recipe;
 mod squashfs;
+mod target;
 mod tree;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use archive::ArchiveError;
 pub use compression::Compression;
 pub use debian::DebianError;
+pub use disk::DiskError;
 pub use folder::FolderError;
+pub use format::Format;
 pub use init_binary::{InitBinary, InitError};
 pub use inspect::{InspectError, Inspection};
-pub use recipe::{Base, DEFAULT_EPOCH, Debian, FILE_NAME, FILES_FOLDER, Folder, Mistake, Recipe, RecipeError};
+pub use oci::{OciReadError, OciWriteError};
+pub use python::PythonError;
+pub use recipe::{Base, DEFAULT_EPOCH, Debian, FILE_NAME, FILES_FOLDER, Folder, Python, Recipe, RecipeError};
 pub use squashfs::SquashfsError;
+pub use target::WriteError;
 pub use tree::TreeError;
 
 use folder::Modes;
-use squashfs::Target;
+use target::Target;
 use tree::Tree;
 
 /// Where a build tells what it is doing, a line at a time.
@@ -48,6 +61,8 @@ pub struct Build {
     pub recipe: PathBuf,
     /// The file that the image is written to.
     pub output: PathBuf,
+    /// What kind of image it becomes.
+    pub format: Format,
     /// The program that becomes `/sbin/init`; none: the one that is running.
     pub init: Option<PathBuf>,
     /// Packages kept from one build to the next.
@@ -87,9 +102,27 @@ pub enum BuildError {
     /// A file of the recipe or of the folder can't be put into the image.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// A file of the recipe has no place in the image.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The recipe's Python packages can't be had.
+    #[error(transparent)]
+    Python(#[from] PythonError),
+    /// The OCI image that should be the base can't be used.
+    #[error(transparent)]
+    OciBase(#[from] OciReadError),
     /// The image can't be written.
     #[error(transparent)]
     Squashfs(#[from] SquashfsError),
+    /// The image can't be written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The image can't be written.
+    #[error(transparent)]
+    Oci(#[from] OciWriteError),
+    /// The image can't be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// `SOURCE_DATE_EPOCH` is no time.
     #[error("SOURCE_DATE_EPOCH is {0:?}: it must be a number of seconds since 1970, below 4294967296, or not set")]
     Epoch(String),
@@ -114,8 +147,22 @@ impl Build {
         // build that is interrupted before leaves nothing there.
         drop(Target::create(&self.output)?);
 
-        let mut tree = self.base(&recipe, &init, epoch, progress)?;
-        layers::apply(&mut tree, &recipe, &init)?;
+        if matches!(recipe.base, Base::Debian(_)) {
+            // mmdebstrap makes what runs on this machine.
+            init.require(std::env::consts::ARCH)?;
+            debian::check()?;
+        }
+        let mut files = Tree::default();
+        if let Some(python) = &recipe.python {
+            python::add(&mut files, python, &recipe, self.cache.as_ref(), progress)?;
+        }
+        if let Some(folder) = recipe.files() {
+            folder::add(&mut files, &folder, Modes::Plain)?;
+        }
+        let (mut tree, mut environment) = self.base(&recipe, &files, &init, epoch, progress)?;
+        let own = recipe.environment.iter();
+        environment.extend(own.map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())));
+        layers::apply(&mut tree, &recipe, files, &environment, &init)?;
 
         let entries = tree.iter().count();
         progress(&format!(
@@ -123,20 +170,39 @@ impl Build {
             entries,
             self.output.display()
         ));
-        let bytes = Target::create(&self.output)?.write(&tree, recipe.compression, epoch)?;
+        let target = Target::create(&self.output)?;
+        match self.format {
+            Format::Squashfs => squashfs::write(&tree, recipe.compression, epoch, &target)?,
+            Format::Erofs => disk::erofs(&tree, epoch, &target)?,
+            Format::Ext4 => disk::ext4(&tree, epoch, &target)?,
+            Format::Cpio => cpio::write(&tree, epoch, &target).map_err(|source| target.error(source))?,
+            Format::Oci => oci::write(tree, &environment, init.architecture, epoch, &target)?,
+        }
+        let bytes = target.finish()?;
         Ok(Built { bytes, entries })
     }
 
-    fn base(&self, recipe: &Recipe, init: &InitBinary, epoch: u32, progress: Progress<'_>) -> Result<Tree, BuildError> {
-        match &recipe.base {
-            Base::None => Ok(Tree::default()),
-            Base::Folder(folder) => folder_base(&recipe.folder.join(folder.path.get_ref())),
-            Base::Debian(debian) => {
-                // mmdebstrap makes what runs on this machine.
-                init.require(std::env::consts::ARCH)?;
-                Ok(debian::bootstrap(debian, recipe, epoch, self.cache.as_ref(), progress)?)
+    /// What the image starts from, and the environment that comes with it.
+    fn base(
+        &self,
+        recipe: &Recipe,
+        files: &Tree,
+        init: &InitBinary,
+        epoch: u32,
+        progress: Progress<'_>,
+    ) -> Result<(Tree, BTreeMap<String, String>), BuildError> {
+        let tree = match &recipe.base {
+            Base::None => Tree::default(),
+            Base::Folder(folder) => folder_base(&recipe.folder.join(folder.path.get_ref()))?,
+            Base::Oci(image) => {
+                let path = recipe.folder.join(image.path.get_ref());
+                progress(&format!("layers of the OCI image {}", path.display()));
+                let base = oci::read(&path, init.architecture)?;
+                return Ok((base.tree, base.environment));
             }
-        }
+            Base::Debian(debian) => debian::bootstrap(debian, recipe, files, epoch, self.cache.as_ref(), progress)?,
+        };
+        Ok((tree, BTreeMap::new()))
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::compression::Compression;
+use crate::report::mistake::{Mistake, Source, did_you_mean};
 
 /// The recipe's file inside its folder.
 pub const FILE_NAME: &str = "image.toml";
@@ -34,6 +35,8 @@ pub struct Recipe {
     pub compression: Compression,
     /// Time stamp of every file, seconds since 1970. None: `SOURCE_DATE_EPOCH`, else [`DEFAULT_EPOCH`].
     pub epoch: Option<u32>,
+    /// Python packages over the base.
+    pub python: Option<Python>,
     /// Environment that init gives to every program of the image.
     #[serde(default)]
     pub environment: BTreeMap<Spanned<String>, Spanned<String>>,
@@ -53,6 +56,8 @@ pub enum Base {
     Debian(Debian),
     /// The content of a folder, all of it owned by root.
     Folder(Folder),
+    /// An OCI image, its layers laid over each other.
+    Oci(Folder),
     /// Nothing at all.
     None,
 }
@@ -66,6 +71,10 @@ pub struct Debian {
     /// Packages, as apt names them: `name` or `name=version`.
     #[serde(default)]
     pub packages: Vec<Spanned<String>>,
+    /// Whether Debian's essential packages are there, and every package set up by its scripts. Without, the packages named
+    /// are unpacked and nothing else, and commands need a shell that one of them brings.
+    #[serde(default = "yes")]
+    pub essential: bool,
     /// Paths that packages bring and that the image goes without, as dpkg's `path-exclude` patterns.
     #[serde(default)]
     pub exclude: Vec<Spanned<String>>,
@@ -74,11 +83,34 @@ pub struct Debian {
     pub keep: Vec<Spanned<String>>,
 }
 
-/// `[base.folder]`
+/// `[python]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Python {
+    /// A list of `name==version` lines as pip has them (requirements.txt), of everything that is to be there; relative to
+    /// the recipe.
+    pub requirements: Spanned<PathBuf>,
+    /// The image's Python, such as 3.11.
+    pub version: Spanned<String>,
+    /// The folder of the image that they go to.
+    #[serde(default = "python_target")]
+    pub target: Spanned<String>,
+}
+
+/// Where the network's programs look for the packages of their image.
+fn python_target() -> Spanned<String> {
+    Spanned::new(0..0, "/opt/aleph/libs".to_owned())
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// `[base.folder]`, `[base.oci]`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Folder {
-    /// The folder, relative to the recipe's own.
+    /// The folder, or for an OCI image also its archive, relative to the recipe's own folder.
     pub path: Spanned<PathBuf>,
 }
 
@@ -108,23 +140,6 @@ pub enum RecipeError {
     /// Something in the file is wrong.
     #[error(transparent)]
     Mistake(Box<Mistake>),
-}
-
-/// A mistake in a recipe, and where it is.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}:{line}:{column}: {message}\n  {line} | {text}\n  {blank} | {marker}{hint}",
-    path = path.display(), blank = " ".repeat(line.to_string().len()),
-    hint = hint.as_ref().map(|hint| format!("\n  {hint}")).unwrap_or_default())]
-pub struct Mistake {
-    path: PathBuf,
-    line: usize,
-    column: usize,
-    message: String,
-    /// The line of the file.
-    text: String,
-    /// Spaces, then `^` below what is meant.
-    marker: String,
-    hint: Option<String>,
 }
 
 /// Reads and checks the recipe at `path`: the folder, or the file in it.
@@ -168,7 +183,7 @@ impl Recipe {
 
 /// The recipe that `text` says; `path` is only named in errors.
 fn parse(text: &str, path: &Path) -> Result<Recipe, Box<Mistake>> {
-    let source = Source { text, path };
+    let source = Checker(Source { text, path });
     let recipe: Recipe = toml::from_str(text).map_err(|error| {
         let hint = probably_meant(error.message());
         source.mistake(error.span().unwrap_or(0..0), error.message(), hint)
@@ -177,20 +192,28 @@ fn parse(text: &str, path: &Path) -> Result<Recipe, Box<Mistake>> {
     Ok(recipe)
 }
 
-/// The recipe's text, for errors that point into it.
-struct Source<'a> {
-    text: &'a str,
-    path: &'a Path,
-}
+struct Checker<'a>(Source<'a>);
 
-impl Source<'_> {
+impl Checker<'_> {
     /// What TOML and types can't say.
     fn check(&self, recipe: &Recipe) -> Result<(), Box<Mistake>> {
         if let Base::Debian(debian) = &recipe.base {
             self.check_debian(debian)?;
         } else if let Some(command) = recipe.commands.first() {
-            let hint = "with [base.folder], run them on that folder before; with none, there is no shell to run them";
+            let hint = "with a folder or an OCI image, run them there before; with none, there is no shell to run them";
             return Err(self.mistake(command.span(), "commands need the base debian", Some(hint.into())));
+        }
+        if let Some(python) = &recipe.python {
+            let (version, target) = (python.version.get_ref(), python.target.get_ref());
+            let numbers: Vec<&str> = version.split('.').collect();
+            if numbers.len() != 2 || !numbers.iter().all(|number| number.parse::<u8>().is_ok()) {
+                let hint = "two numbers, such as \"3.11\"";
+                return Err(self.mistake(python.version.span(), "not a version of Python", Some(hint.into())));
+            }
+            if !target.starts_with('/') || target.split('/').any(|part| part == "..") {
+                let hint = "an absolute path in the image, without ..";
+                return Err(self.mistake(python.target.span(), "not a folder of the image", Some(hint.into())));
+            }
         }
         for (name, value) in &recipe.environment {
             if !is_variable_name(name.get_ref()) {
@@ -237,25 +260,7 @@ impl Source<'_> {
     }
 
     fn mistake(&self, span: Range<usize>, message: &str, hint: Option<String>) -> Box<Mistake> {
-        let start = self.text.floor_char_boundary(span.start);
-        let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
-        let text = self.text[line_start..].lines().next().unwrap_or_default();
-        let before = self.text[line_start..start].chars().count();
-        // What is meant may go on over many lines; the first shows enough.
-        let end = self
-            .text
-            .floor_char_boundary(span.end)
-            .clamp(start, (line_start + text.len()).max(start));
-        let marked = self.text[start..end].chars().count().max(1);
-        Box::new(Mistake {
-            path: self.path.to_path_buf(),
-            line: self.text[..start].matches('\n').count() + 1,
-            column: before + 1,
-            message: message.to_owned(),
-            text: text.to_owned(),
-            marker: " ".repeat(before) + &"^".repeat(marked),
-            hint,
-        })
+        Box::new(self.0.mistake(span, message, hint))
     }
 }
 
@@ -299,9 +304,8 @@ fn probably_meant(message: &str) -> Option<String> {
             .collect::<Vec<_>>()
     };
     let written = quoted(unknown).into_iter().next()?;
-    let distance = |name: &String| strsim::damerau_levenshtein(&written, name);
-    let nearest = quoted(expected).into_iter().min_by_key(distance)?;
-    (distance(&nearest) <= nearest.len().div_ceil(2)).then(|| format!("did you mean `{nearest}`?"))
+    let expected = quoted(expected);
+    did_you_mean(&written, expected.iter().map(String::as_str))
 }
 
 #[cfg(test)]
@@ -357,7 +361,7 @@ mod tests {
         let text = "[base.debian]\nsuite = \"bookworm\"\npakages = [\"python3\"]\n";
         assert_eq!(
             mistake(text),
-            "image.toml:3:1: unknown field `pakages`, expected one of `suite`, `packages`, `exclude`, `keep`\n  \
+            "image.toml:3:1: unknown field `pakages`, expected one of `suite`, `packages`, `essential`, `exclude`, `keep`\n  \
              3 | pakages = [\"python3\"]\n    | ^^^^^^^\n  did you mean `packages`?"
         );
     }
@@ -366,6 +370,16 @@ mod tests {
     fn an_unknown_base_or_compression_names_the_one_meant() {
         assert!(mistake("base = \"nune\"").ends_with("did you mean `none`?"));
         assert!(mistake("base = \"none\"\ncompression = \"zst\"").ends_with("did you mean `zstd`?"));
+    }
+
+    #[test]
+    fn python_packages_need_a_version_and_a_place() {
+        let python = |more: &str| format!("base = \"none\"\n[python]\nrequirements = \"r.txt\"\n{more}");
+        let recipe = parse(&python("version = \"3.11\""), Path::new("x")).expect("a good recipe");
+        assert_eq!(recipe.python.expect("packages").target.get_ref(), "/opt/aleph/libs");
+        assert!(mistake(&python("version = \"3\"")).contains("not a version of Python"));
+        assert!(mistake(&python("version = \"3.11\"\ntarget = \"/a/../b\"")).contains("not a folder of the image"));
+        assert!(mistake(&python("")).contains("missing field `version`"));
     }
 
     #[test]

@@ -231,6 +231,36 @@ impl Tree {
         Ok(())
     }
 
+    /// Puts an entry at `path` as a later layer does: a folder over something else, and anything over a folder, which goes
+    /// with all that is in it. A folder over a folder gives it its mode and owner.
+    ///
+    /// # Errors
+    /// As [`Self::insert`].
+    pub fn replace(&mut self, path: &Path, entry: Entry) -> Result<(), TreeError> {
+        let place = self.resolve(path)?;
+        match self.entries.get_mut(&place) {
+            Some(old) if old.is_directory() && entry.is_directory() => {
+                *old = entry;
+                return Ok(());
+            }
+            Some(_) => self.remove(&place),
+            None => {}
+        }
+        self.insert(path, entry)
+    }
+
+    /// Takes away what is at exactly this path, and all below it.
+    pub fn remove(&mut self, path: &Path) {
+        self.entries.remove(path);
+        self.clear(path);
+    }
+
+    /// Takes away all that is below this path.
+    pub fn clear(&mut self, path: &Path) {
+        self.entries
+            .retain(|other, _| other == path || !other.starts_with(path));
+    }
+
     /// The entry at exactly this path.
     pub fn get(&self, path: &Path) -> Option<&Entry> {
         self.entries.get(path)

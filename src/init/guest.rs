@@ -3,8 +3,8 @@
 use std::io::Cursor;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -16,14 +16,24 @@ use crate::engine::{self, Settings, StartError};
 use crate::event::{Event, Failure, FailureKind, Reply};
 use crate::guest_api;
 use crate::intake::aleph;
+use crate::intake::internal::Gateway;
 use crate::program::detect::FileKind;
 use crate::program::{self, Component, Hint, Interface, archive};
 use crate::report;
 use crate::router::{Router, Running};
 use crate::wire::{Configuration, ConfigurationAnswer, Encoding};
 
-/// How long the program may take to shut down. The host gives 5 s for everything.
-const STOP_GRACE: Duration = Duration::from_millis(2000);
+/// How long after the halt has begun the program is killed, and the least that it has to shut down once its last event
+/// is over. The host gives 5 s for everything.
+const KILL_AFTER: Duration = Duration::from_millis(3000);
+const STOP_GRACE: Duration = Duration::from_millis(900);
+
+/// How long disks may take to be brought up to date before the host is told that all is done.
+const SYNC_DEADLINE: Duration = Duration::from_millis(800);
+
+/// What the host is told where it may not run commands.
+const NO_SHELL: &str =
+    "the shell is off in this machine: `shell = true` in /etc/polyinit.toml of its image turns it on\n";
 
 /// The program's name for its own address, and where it finds the guest API (the network's SDK reads these).
 const API_HOST: &str = "http://localhost";
@@ -33,6 +43,10 @@ pub struct Guest {
     settings: Settings,
     state: Mutex<State>,
     data: Data,
+    /// Whether the host may run commands.
+    shell: bool,
+    /// When the halt has begun.
+    closed: OnceLock<Instant>,
 }
 
 enum State {
@@ -52,7 +66,14 @@ impl Guest {
             settings,
             state: Mutex::new(State::Unconfigured),
             data,
+            shell: false,
+            closed: OnceLock::new(),
         }
+    }
+
+    /// Whether the host may run commands, which it may not unless this says so.
+    pub fn with_shell(self, shell: bool) -> Self {
+        Self { shell, ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -60,7 +81,7 @@ impl Guest {
     }
 
     async fn set_up(&self, configuration: Configuration) -> Result<Arc<Router>, PlaceError> {
-        self.place.set_up(&configuration).await?;
+        self.place.set_up(&configuration, &self.settings).await?;
         self.data
             .fill(configuration.input_data.as_deref().map_or(&[], Vec::as_slice))?;
         let mut components = self.unpack(&configuration)?;
@@ -72,7 +93,10 @@ impl Guest {
                     .or_insert_with(|| value.clone());
             }
         }
-        let settings = self.settings_for(&configuration);
+        let mut settings = self.settings_for(&configuration);
+        let socket = self.place.path("/run/polyinit/components.sock");
+        let gateway = Gateway::between(&components, &socket, &mut settings.environment).await;
+        let loopback = settings.loopback.clone();
         let started = components.into_iter().map(|component| {
             let settings = settings.clone();
             async move {
@@ -87,10 +111,15 @@ impl Guest {
                 Ok::<_, StartError>(Running { component, engine })
             }
         });
-        let router = Arc::new(Router::new(futures_util::future::try_join_all(started).await?));
-        settings.loopback.lead_to(&router, Router::handle);
+        let router = futures_util::future::try_join_all(started).await?;
         // The host waits for our answer; interpreters that nobody needs can be ended after it.
         tokio::task::spawn_blocking(move || settings.warm.clear());
+        let router = Arc::new(Router::new(router));
+        loopback.lead_to(&router, Router::call);
+        if let Some(gateway) = gateway {
+            let router = router.clone();
+            tokio::spawn(gateway.serve(Arc::new(move |event| router.call(event)), false));
+        }
         Ok(router)
     }
 
@@ -125,7 +154,7 @@ impl Guest {
             }),
             packages: self.settings.packages.clone(),
         };
-        Ok(program::find(&root, &hint)?)
+        Ok(program::find(&root, &hint)?.components)
     }
 
     /// The environment that the image gives, and that programs and the network's SDK rely on.
@@ -227,6 +256,7 @@ impl aleph::Guest for Guest {
     }
 
     fn close(&self) {
+        self.closed.get_or_init(Instant::now);
         let mut state = self.state();
         *state = match std::mem::replace(&mut *state, State::Halted(None)) {
             State::Running(router) => State::Halted(Some(router)),
@@ -239,16 +269,26 @@ impl aleph::Guest for Guest {
             State::Halted(router) => router.take(),
             _ => None,
         };
-        if let Some(router) = router {
-            router.stop(STOP_GRACE).await;
-        }
+        let spent = self.closed.get().map_or(Duration::ZERO, Instant::elapsed);
+        let grace = KILL_AFTER.saturating_sub(spent).max(STOP_GRACE);
+        let program = async {
+            if let Some(router) = router {
+                router.stop(grace).await;
+            }
+        };
+        tokio::join!(program, self.place.halt());
         self.settings.warm.clear();
-        // It waits for disks, and has no result.
-        let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
+        // It waits for disks, and has no result. A disk that is slower than the host is patient is waited for once more
+        // when it is let go.
+        let sync = tokio::task::spawn_blocking(nix::unistd::sync);
+        let _ = tokio::time::timeout(SYNC_DEADLINE, sync).await;
     }
 
     async fn shell(&self, command: String) -> Vec<u8> {
-        shell::run(&command).await
+        match self.shell {
+            true => shell::run(&command).await,
+            false => NO_SHELL.into(),
+        }
     }
 }
 

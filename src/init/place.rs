@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::services::Services;
+use super::ssh;
+use crate::engine::Settings;
 use crate::machine::network::{self, Addressing, Plan};
 use crate::machine::volumes::{self, Volume};
 use crate::machine::{hostname, keys};
@@ -10,7 +13,12 @@ use crate::wire::Configuration;
 
 /// A place to put programs and their data.
 pub enum Place {
-    Machine,
+    Machine {
+        /// What runs there beside the program.
+        services: Services,
+        /// The largest packet of its Ethernet device, where its owner chose one.
+        mtu: Option<u32>,
+    },
     Folder {
         root: PathBuf,
         /// Files that stand for block devices.
@@ -25,7 +33,7 @@ impl Place {
     /// The path that `path`, absolute in a machine, has here.
     pub fn path(&self, path: &str) -> PathBuf {
         match self {
-            Self::Machine => PathBuf::from(path),
+            Self::Machine { .. } => PathBuf::from(path),
             Self::Folder { root, .. } => root.join(path.trim_start_matches('/')),
         }
     }
@@ -35,13 +43,20 @@ impl Place {
         self.path("/tmp/socat-socket")
     }
 
+    /// Ends what runs beside the program.
+    pub async fn halt(&self) {
+        if let Self::Machine { services, .. } = self {
+            services.stop().await;
+        }
+    }
+
     /// Network, host name, keys and volumes, as the host has them.
     ///
     /// # Errors
     /// A sentence that names what of the configuration can't be done.
-    pub async fn set_up(&self, configuration: &Configuration) -> Result<(), PlaceError> {
+    pub async fn set_up(&self, configuration: &Configuration, settings: &Settings) -> Result<(), PlaceError> {
         match self {
-            Self::Machine => set_up_machine(configuration).await,
+            Self::Machine { services, mtu } => set_up_machine(configuration, services, *mtu, settings).await,
             Self::Folder { devices, .. } => {
                 for volume in &configuration.volumes {
                     let target = self.inside(&volume.mount)?;
@@ -74,7 +89,12 @@ impl Place {
     }
 }
 
-async fn set_up_machine(configuration: &Configuration) -> Result<(), PlaceError> {
+async fn set_up_machine(
+    configuration: &Configuration,
+    services: &Services,
+    mtu: Option<u32>,
+    settings: &Settings,
+) -> Result<(), PlaceError> {
     // Everything is looked at before anything is done: a mistake leaves the machine as it was.
     let plan = Plan::new(&Addressing {
         ipv4: configuration.ip.clone(),
@@ -82,6 +102,7 @@ async fn set_up_machine(configuration: &Configuration) -> Result<(), PlaceError>
         ipv6: configuration.ipv6.clone(),
         ipv6_gateway: configuration.ipv6_gateway.clone(),
         dns_servers: configuration.dns_servers.clone(),
+        mtu,
     })?;
     let volumes: Vec<Volume> = configuration
         .volumes
@@ -107,6 +128,8 @@ async fn set_up_machine(configuration: &Configuration) -> Result<(), PlaceError>
     network::write_resolv_conf(Path::new("/etc"), &plan)?;
     if let Some(authorized) = configuration.authorized_keys.as_deref().filter(|keys| !keys.is_empty()) {
         keys::authorize(Path::new("/root"), authorized)?;
+        let (services, settings) = (services.clone(), settings.clone());
+        tokio::spawn(async move { ssh::start(&services, &settings).await });
     }
     // It may wait for a device, and mount(2) for a disk.
     tokio::task::spawn_blocking(move || volumes::mount_all(&volumes)).await??;

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::Handler;
 use crate::event::{Event, Failure, FailureKind, Reply};
 use crate::wire::{Configuration, ConfigurationAnswer, EventAnswer, STOPPED};
 
@@ -37,7 +38,7 @@ const LAST_WORD: Duration = Duration::from_millis(250);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long events under way may take once the host says halt, of the 5 s that it gives for everything.
-const IN_FLIGHT_GRACE: Duration = Duration::from_millis(1500);
+const IN_FLIGHT_GRACE: Duration = Duration::from_millis(2000);
 
 /// What stands behind this intake: the machine and its program.
 pub trait Guest: Send + Sync + 'static {
@@ -76,6 +77,15 @@ impl<G: Guest> Intake<G> {
             limits,
             in_flight: TaskTracker::new(),
             halted: CancellationToken::new(),
+        })
+    }
+
+    /// For other intakes, whose events belong to the same guest and are waited for as this one's are.
+    pub fn handler(self: &Arc<Self>) -> Handler {
+        let intake = self.clone();
+        Arc::new(move |event| {
+            let intake = intake.clone();
+            Box::pin(async move { intake.in_flight.track_future(intake.guest.handle(event)).await })
         })
     }
 

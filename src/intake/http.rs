@@ -1,6 +1,7 @@
 //! HTTP/1.1 and HTTP/2 (with prior knowledge, h2c) over TCP: what a developer's machine and a pod have.
 
-mod problem;
+mod middleware;
+pub(super) mod problem;
 
 use std::convert::Infallible;
 use std::io;
@@ -9,7 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -18,8 +19,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::middleware::request_id;
+pub use self::middleware::{Middleware, REQUEST_ID};
 use super::Handler;
-use crate::event::{Body, Event, Failure, FailureKind, Reply};
+use crate::event::{Body, Context, Event, Failure, FailureKind, Input, Reply};
 
 /// How long a client may take to send a request's head (the limit that keeps idle attackers from holding connections).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,9 +33,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What is told of each request once its reply's head is known.
 #[derive(Debug)]
 pub struct Served<'a> {
+    pub context: &'a Context,
     pub method: &'a Method,
     pub path: &'a str,
     pub status: StatusCode,
+    /// The reply's headers.
+    pub headers: &'a HeaderMap,
     /// From the request's head to the reply's head.
     pub time: Duration,
     pub failure: Option<&'a Failure>,
@@ -44,6 +50,8 @@ pub struct Options {
     pub observer: Box<dyn Fn(Served<'_>) + Send + Sync>,
     /// Whether clients see what failed inside: messages and tracebacks. For development.
     pub reveal: bool,
+    /// What is done around each request, if anything is.
+    pub middleware: Option<Middleware>,
     /// How long requests under way may take once the end is asked for.
     pub grace: Duration,
 }
@@ -60,13 +68,8 @@ pub async fn serve(
 ) -> io::Result<()> {
     let server = listener.local_addr()?;
     let options = Arc::new(options);
-    let connections = GracefulShutdown::new();
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new());
+    let graceful = GracefulShutdown::new();
+    let builder = connections();
     loop {
         let (stream, client) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -86,7 +89,7 @@ pub async fn serve(
         let connection = builder
             .serve_connection_with_upgrades(io_of(stream), service)
             .into_owned();
-        let connection = connections.watch(connection);
+        let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A client that goes away or sends nonsense is that client's affair.
             if let Err(error) = pin!(connection).await {
@@ -95,8 +98,19 @@ pub async fn serve(
         });
     }
     drop(listener);
-    let _ = tokio::time::timeout(options.grace, connections.shutdown()).await;
+    let _ = tokio::time::timeout(options.grace, graceful.shutdown()).await;
     Ok(())
+}
+
+/// How connections are served, HTTP/1.1 and HTTP/2 alike.
+pub(super) fn connections() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    builder.http2().timer(TokioTimer::new());
+    builder
 }
 
 fn io_of(stream: TcpStream) -> TokioIo<TcpStream> {
@@ -114,22 +128,38 @@ async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let began = Instant::now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let mut event = Event::http(request.map(Body::stream));
-    event.context.client = Some(client);
-    event.context.server = Some(server);
-    let (response, failure) = match handler(event).await {
-        Ok(Reply::Http(response)) => (response, None),
-        Ok(Reply::Value(value)) => (Response::new(value.into()), None),
-        Err(failure) => (problem::response(&failure, options.reveal), Some(failure)),
+    let mut context = Context::next();
+    context.client = Some(client);
+    context.server = Some(server);
+    let request = request.map(Body::stream);
+    let given = |request| give(request, context.clone(), &handler, options.reveal);
+    let response = match &options.middleware {
+        None => given(request).await,
+        Some(middleware) => middleware.around(request, context.id, client, given).await,
     };
     (options.observer)(Served {
+        context: &context,
         method: &method,
         path: uri.path_and_query().map_or("/", |path| path.as_str()),
         status: response.status(),
+        headers: response.headers(),
         time: began.elapsed(),
-        failure: failure.as_ref(),
+        failure: response.extensions().get(),
     });
     Ok(response)
+}
+
+/// Hands the request to the router; what comes back as a response, with the failure in its extensions where it is one.
+pub(super) async fn give(request: Request<Body>, context: Context, handler: &Handler, reveal: bool) -> Response<Body> {
+    let event = Event {
+        context,
+        input: Input::Http(request),
+    };
+    match handler(event).await {
+        Ok(Reply::Http(response)) => response,
+        Ok(Reply::Value(value)) => Response::new(value.into()),
+        Err(failure) => problem::response_with(failure, reveal),
+    }
 }
 
 /// Binds `address`, with a sentence that says what to do where that fails.

@@ -3,6 +3,7 @@
 
 pub mod aleph;
 pub mod http;
+pub mod internal;
 
 use std::sync::Arc;
 

@@ -5,10 +5,11 @@
 //! rather than hold up an event. What programs print is their engine's to keep; it comes here only as log.
 
 use std::collections::VecDeque;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -22,23 +23,34 @@ use super::power::is_machines_init;
 /// Gives this process a console where the kernel had none to give (no /dev/console in the image): Rust's start-up code
 /// has put /dev/null in the place of all three standard streams then. To be called once /dev is mounted.
 ///
-/// Streams that lead anywhere are left alone: a container's are pipes.
-pub fn attach() {
-    if !all_lead_nowhere() {
-        return;
+/// Streams that lead anywhere are left alone: a container's are pipes. `chosen` is a terminal that is used in any case,
+/// if it can be opened.
+pub fn attach(chosen: Option<&Path>) {
+    if let Some(Ok(console)) = chosen.map(open) {
+        return take(&console);
     }
-    let console = OpenOptions::new()
+    if all_lead_nowhere()
+        && let Ok(console) = open(Path::new("/dev/console"))
+    {
+        take(&console);
+    }
+    // A machine without a console has nobody to tell.
+}
+
+fn open(terminal: &Path) -> io::Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(true)
         // Not ours to be ended by: a Ctrl-C on the console is a program's business.
         .custom_flags(libc::O_NOCTTY)
-        .open("/dev/console");
-    let Ok(console) = console else {
-        return; // A machine without a console has nobody to tell.
-    };
-    let _ = dup2_stdin(&console);
-    let _ = dup2_stdout(&console);
-    let _ = dup2_stderr(&console);
+        .open(terminal)
+}
+
+fn take(console: &File) {
+    // Only a descriptor that isn't open would be refused.
+    let _ = dup2_stdin(console);
+    let _ = dup2_stdout(console);
+    let _ = dup2_stderr(console);
 }
 
 fn all_lead_nowhere() -> bool {
@@ -245,7 +257,7 @@ mod tests {
             &[Namespace::Mount],
             || {
                 let stderr_before = fstat(io::stderr()).expect("stderr").st_ino;
-                attach();
+                attach(None);
                 assert_eq!(fstat(io::stderr()).expect("stderr").st_ino, stderr_before);
 
                 // A console of our own, under the name of the real one.
@@ -260,7 +272,7 @@ mod tests {
                 dup2_stdin(&null).expect("dup");
                 dup2_stdout(&null).expect("dup");
                 dup2_stderr(&null).expect("dup");
-                attach();
+                attach(None);
                 io::stderr().write_all(b"to the console").expect("written");
                 assert_eq!(fs::read(file.path()).expect("read"), b"to the console");
             },

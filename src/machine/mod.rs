@@ -4,22 +4,29 @@
 //! one duty; [`prepare`] is their order at boot.
 //!
 //! ```text
-//! exec of init -> prepare: mounts, console, root, mounts -> reaper::live(life of init)
+//! exec of init -> prepare: mounts, options, console, root, mounts -> reaper::live(life of init)
 //! configuration -> hostname, network, volumes, keys
 //! halt          -> power::restart (processes::end_all, volumes::release_all, sync, reboot)
 //! ```
 
+pub mod cgroup;
+pub mod clock;
 pub mod console;
+pub mod crash;
 pub mod hostname;
-pub mod initramfs;
 pub mod keys;
+pub mod login;
+pub mod modules;
 pub mod mount_table;
 pub mod mounts;
 pub mod network;
+pub mod options;
 pub mod power;
 pub mod processes;
 pub mod reaper;
 pub mod root;
+pub mod superblock;
+pub mod sysctl;
 pub mod volumes;
 
 #[cfg(test)]
@@ -28,6 +35,10 @@ mod isolation;
 /// What [`prepare`] made of the machine, to be logged once there is a log.
 #[derive(Debug)]
 pub struct Prepared {
+    /// What the machine's owner chose.
+    pub options: options::Options,
+    /// What of that can't be followed.
+    pub mistakes: Vec<options::OptionError>,
     /// How the root came to be writable, or why it did not.
     pub root: Result<root::Root, root::RootError>,
     /// What the kernel or the image lacks.
@@ -41,14 +52,22 @@ pub struct Prepared {
 pub fn prepare() -> Prepared {
     // Where the root is read-only and lacks a directory, this first round leaves a gap that the last one fills.
     mounts::mount_kernel();
-    console::attach();
-    let root = root::make_writable();
+    crash::restart_on_crash();
+    let (options, mistakes) = options::read();
+    console::attach(options.console.as_deref());
+    let root = root::make_writable(options.root_size.as_deref());
     let mut skipped = mounts::mount_kernel();
     skipped.extend(mounts::mount_runtime());
     skipped.extend(mounts::link_devices());
     console::quieten_kernel();
     power::reboot_on_kernel_panic();
-    Prepared { root, skipped }
+    power::take_ctrl_alt_del();
+    Prepared {
+        options,
+        mistakes,
+        root,
+        skipped,
+    }
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ const KERNEL: [KernelMount; 3] = [
 ];
 
 /// Needed by programs; mounted once the root is the one that stays.
-const RUNTIME: [KernelMount; 6] = [
+const RUNTIME: [KernelMount; 7] = [
     KernelMount {
         target: "/dev/pts",
         file_system: "devpts",
@@ -109,6 +109,12 @@ const RUNTIME: [KernelMount; 6] = [
         file_system: "tmpfs",
         flags: SHARED_MEMORY,
         options: &["mode=1777"],
+    },
+    KernelMount {
+        target: "/sys/kernel/security",
+        file_system: "securityfs",
+        flags: CLOSED,
+        options: &[""],
     },
     KernelMount {
         target: "/sys/fs/cgroup",
@@ -162,6 +168,10 @@ impl KernelMount {
             return Ok(());
         }
         if !directory.is_dir() {
+            // The kernel makes a place in /sys for each file system that it has.
+            if directory != "/sys" && directory.starts_with("/sys") {
+                return Err(Skipped::NoFileSystem { target, file_system });
+            }
             make_directory(directory).map_err(|source| Skipped::NoDirectory { target, source })?;
         }
         let mut refusal = Errno::EINVAL;

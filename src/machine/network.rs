@@ -29,6 +29,8 @@ pub struct Addressing {
     pub ipv6_gateway: Option<String>,
     /// IPv4 and IPv6 addresses of name servers.
     pub dns_servers: Vec<String>,
+    /// The largest packet, in bytes; what the device has without.
+    pub mtu: Option<u32>,
 }
 
 /// Why the machine has no network, or not all of it.
@@ -67,6 +69,7 @@ pub struct Plan {
     ipv6: Option<Interface<Ipv6Addr>>,
     ipv6_gateway: Option<Ipv6Addr>,
     dns_servers: Vec<IpAddr>,
+    mtu: Option<u32>,
 }
 
 const IPV4_LENGTH: u8 = 24;
@@ -110,6 +113,7 @@ impl Plan {
                     })
                 })
                 .collect::<Result<_, _>>()?,
+            mtu: addressing.mtu,
         })
     }
 
@@ -214,6 +218,11 @@ pub async fn apply(plan: &Plan) -> Result<(), NetworkError> {
     let kernel = Kernel::connect()?;
     let device = kernel.ethernet_device().await?.ok_or(NetworkError::NoDevice)?;
     skip_duplicate_detection(&device.name);
+    if let Some(mtu) = plan.mtu {
+        let change = LinkUnspec::new_with_index(device.index).mtu(mtu).build();
+        let act = format!("setting the MTU of {} to {mtu}", device.name);
+        kernel.change_link(&act, change).await?;
+    }
     let up = LinkUnspec::new_with_index(device.index).up().build();
     kernel.change_link(&format!("bringing up {}", device.name), up).await?;
 
@@ -440,6 +449,7 @@ mod tests {
             ipv6: Some(ipv6.to_owned()),
             ipv6_gateway: Some(ipv6_gateway.to_owned()),
             dns_servers: Vec::new(),
+            mtu: None,
         }
     }
 

@@ -44,6 +44,15 @@ pub fn reboot_on_kernel_panic() {
     }
 }
 
+/// Has the kernel send SIGINT to init for Ctrl-Alt-Del, in place of a restart without a word to the programs
+/// (reboot(2), LINUX_REBOOT_CMD_CAD_OFF).
+pub fn take_ctrl_alt_del() {
+    if is_machines_init() {
+        // Without it the machine works as well.
+        let _ = nix::sys::reboot::set_cad_enabled(false);
+    }
+}
+
 /// Ends what still runs, brings the disks up to date, lets go of them and restarts the machine, with whatever is done
 /// by `deadline`.
 ///

@@ -48,6 +48,10 @@ pub enum ReaperError {
 /// kernel's queue.
 const OWNER_PATIENCE: Duration = Duration::from_millis(20);
 
+/// The pause after orphans were reaped: those that end meanwhile are reaped together. A storm of them costs a few
+/// thousand system calls a second at most.
+const BREATH: Duration = Duration::from_millis(20);
+
 /// Runs `life` on a thread of its own and, on this one, reaps the orphans until it ends. Gives back what `life` gives,
 /// or its panic.
 ///
@@ -93,29 +97,45 @@ async fn reap_until<T>(mut life: oneshot::Receiver<thread::Result<T>>, mut ended
                 sweep();
                 return outcome.unwrap_or_else(|_| Err(Box::new("the life of init ended without a word")));
             }
-            _ = ended.recv() => {}
+            _ = ended.recv(), if swept != Swept::Some => {}
             () = tokio::time::sleep(OWNER_PATIENCE), if swept == Swept::UpToAnOwned => {}
+            () = tokio::time::sleep(BREATH), if swept == Swept::Some => {}
         }
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Swept {
-    All,
+    /// There was none.
+    None,
+    Some,
     /// Somebody's child, ended and not yet fetched, stands before the rest.
     UpToAnOwned,
 }
 
 /// Reaps every orphan that has ended.
 fn sweep() -> Swept {
-    while let Some(child) = next_ended() {
-        if is_awaited(child) {
+    let mut swept = Swept::None;
+    while let Some(first) = next_ended() {
+        // In this order: a child that is found now has its pidfd already, if anybody waits for it.
+        let children = children_of_this_thread().unwrap_or_else(|| vec![first]);
+        let awaited = awaited();
+        let mut orphans = children.into_iter().filter(|child| !awaited.contains(child));
+        let reaped = orphans.by_ref().filter(|orphan| reap(*orphan)).count();
+        tracing::trace!("reaped {reaped} orphans");
+        if reaped == 0 {
             return Swept::UpToAnOwned;
         }
-        reap(child);
-        tracing::trace!(pid = child.as_raw(), "reaped an orphan");
+        swept = Swept::Some;
     }
-    Swept::All
+    swept
+}
+
+/// The children of this very thread, living and ended (proc_pid_task_children(5)); `None` where the kernel has no such list.
+fn children_of_this_thread() -> Option<Vec<Pid>> {
+    let list = fs::read_to_string(format!("/proc/self/task/{}/children", gettid())).ok()?;
+    let numbers = list.split_ascii_whitespace().filter_map(|number| number.parse().ok());
+    Some(numbers.map(Pid::from_raw).collect())
 }
 
 /// An ended child of this very thread, left as it is.
@@ -123,8 +143,9 @@ fn next_ended() -> Option<Pid> {
     wait_id(libc::P_ALL, 0, libc::WNOWAIT)
 }
 
-fn reap(child: Pid) {
-    wait_id(libc::P_PID, child.as_raw().unsigned_abs(), 0);
+/// Reaps `child` if it has ended.
+fn reap(child: Pid) -> bool {
+    wait_id(libc::P_PID, child.as_raw().unsigned_abs(), 0).is_some()
 }
 
 /// waitid(2), for ended children of this thread, without waiting. `nix::sys::wait::waitid` is of no use here: it takes
@@ -141,14 +162,13 @@ fn wait_id(kind: libc::idtype_t, id: libc::id_t, more: libc::c_int) -> Option<Pi
     (outcome == 0 && pid != 0).then(|| Pid::from_raw(pid))
 }
 
-/// Whether this process holds a pidfd of `child`. Without /proc, the main thread's children are taken for orphans.
-fn is_awaited(child: Pid) -> bool {
-    let Ok(open) = fs::read_dir("/proc/self/fd") else {
-        return false;
-    };
-    open.flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .any(|descriptor| pid_of_pidfd(descriptor) == Some(child))
+/// The processes that this one holds a pidfd of. Without /proc there are none, and the main thread's children are all
+/// taken for orphans.
+fn awaited() -> Vec<Pid> {
+    let open = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    open.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(pid_of_pidfd)
+        .collect()
 }
 
 /// The process that `descriptor` stands for, if it is a pidfd (pidfd_open(2), proc_pid_fdinfo(5)).

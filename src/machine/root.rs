@@ -84,11 +84,12 @@ const EXPECTED: [(&str, u32); 13] = [
     ("/mnt", 0o755),
 ];
 
-/// Makes the root writable if it isn't.
+/// Makes the root writable if it isn't. `size` limits what is written, as the option of a tmpfs has it (tmpfs(5)); half
+/// of the memory without.
 ///
 /// # Errors
 /// When neither way works; the root is then as it was.
-pub fn make_writable() -> Result<Root, RootError> {
+pub fn make_writable(size: Option<&str>) -> Result<Root, RootError> {
     if !is_read_only()? {
         return Ok(Root::Writable);
     }
@@ -96,7 +97,14 @@ pub fn make_writable() -> Result<Root, RootError> {
         .into_iter()
         .find(|stage| Path::new(stage).is_dir() && !is_mount_point(Path::new(stage)))
         .ok_or(RootError::NoStage)?;
-    let tmpfs = mount(Some("tmpfs"), stage, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"));
+    let options = format!("mode=0755,size={}", size.unwrap_or("50%"));
+    let tmpfs = mount(
+        Some("tmpfs"),
+        stage,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    );
     match tmpfs {
         Ok(()) => {}
         Err(errno @ (Errno::EPERM | Errno::EACCES)) => return Err(RootError::NotAllowed(errno)),
@@ -368,7 +376,7 @@ pub(super) mod tests {
             &[Namespace::Mount, Namespace::Pid],
             || {
                 enter_read_only_root(&["proc", "dev", "run", "vol", "etc"]);
-                assert_eq!(make_writable().expect("a writable root"), Root::Overlay);
+                assert_eq!(make_writable(None).expect("a writable root"), Root::Overlay);
 
                 fs::write("/x", "x").expect("the root is writable");
                 fs::write("/etc/conf", "changed").expect("the image's files can be changed");
@@ -401,7 +409,7 @@ pub(super) mod tests {
                 enter_read_only_root(&["proc"]);
                 // As where the kernel has mounted nothing yet.
                 let _ = umount2("/proc", MntFlags::MNT_DETACH);
-                assert_eq!(make_writable().expect("a writable root"), Root::Overlay);
+                assert_eq!(make_writable(None).expect("a writable root"), Root::Overlay);
                 fs::write("/opt/code/x", "x").expect("missing directories are made");
             },
         );
@@ -414,7 +422,7 @@ pub(super) mod tests {
             &[Namespace::Mount],
             || {
                 let before = mount_table::read().expect("table");
-                assert_eq!(make_writable().expect("no change"), Root::Writable);
+                assert_eq!(make_writable(None).expect("no change"), Root::Writable);
                 assert_eq!(mount_table::read().expect("table"), before);
             },
         );

@@ -4,14 +4,15 @@
 use std::cmp::Reverse;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::mount_table;
+use super::superblock::{self, FileSystem};
+use super::{modules, mount_table};
 
 /// A block device, and where it belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub enum VolumeError {
     },
     #[error(
         "volume {device} on {point}: it holds none of the file systems {}",
-        known_file_systems()
+        superblock::known()
     )]
     UnknownFileSystem { device: String, point: String },
     #[error("volume {device} on {point}: the mount point can't be made: {source}")]
@@ -80,53 +81,6 @@ pub enum VolumeError {
 fn writing(read_only: bool) -> &'static str {
     if read_only { "read-only" } else { "writable" }
 }
-
-fn known_file_systems() -> String {
-    FILE_SYSTEMS.map(|one| one.name).join(", ")
-}
-
-/// How a file system is told from its first bytes, and mounted.
-struct FileSystem {
-    name: &'static str,
-    offset: u64,
-    magic: &'static [u8],
-    /// Options under which a file system that was not left cleanly can be mounted from a device that can't be written.
-    without_recovery: Option<&'static str>,
-}
-
-/// By the kernel's own definitions: `squashfs_fs.h`, `ext4.h`, `erofs_fs.h`, `xfs_format.h`, `btrfs_tree.h`.
-const FILE_SYSTEMS: [FileSystem; 5] = [
-    FileSystem {
-        name: "squashfs",
-        offset: 0,
-        magic: b"hsqs",
-        without_recovery: None,
-    },
-    FileSystem {
-        name: "ext4",
-        offset: 1024 + 0x38,
-        magic: &[0x53, 0xef],
-        without_recovery: Some("noload"),
-    },
-    FileSystem {
-        name: "erofs",
-        offset: 1024,
-        magic: &[0xe2, 0xe1, 0xf5, 0xe0],
-        without_recovery: None,
-    },
-    FileSystem {
-        name: "xfs",
-        offset: 0,
-        magic: b"XFSB",
-        without_recovery: Some("norecovery"),
-    },
-    FileSystem {
-        name: "btrfs",
-        offset: 0x1_0000 + 0x40,
-        magic: b"_BHRfS_M",
-        without_recovery: Some("rescue=nologreplay"),
-    },
-];
 
 /// Mounts all of `volumes`, those nearer to the root first, so that none hides another. Blocks: see [`mount_volume`].
 ///
@@ -216,7 +170,7 @@ impl Attempt {
 
     fn probe(&self) -> Result<&'static FileSystem, VolumeError> {
         let (device, point) = self.names();
-        match File::open(&self.device).and_then(|opened| recognise(&opened)) {
+        match File::open(&self.device).and_then(|opened| superblock::recognise(&opened)) {
             Ok(Some(file_system)) => Ok(file_system),
             Ok(None) => Err(VolumeError::UnknownFileSystem { device, point }),
             Err(source) => Err(VolumeError::Unreadable { device, point, source }),
@@ -236,6 +190,12 @@ impl Attempt {
         }
         let attempt = |options| mount(Some(&self.device), &self.point, Some(kind.name), flags, options);
         let mut outcome = attempt(None);
+        if outcome == Err(Errno::ENODEV) {
+            for error in modules::load(&[kind.name]) {
+                tracing::debug!("{error}");
+            }
+            outcome = attempt(None);
+        }
         if outcome == Err(Errno::EROFS) && self.read_only && kind.without_recovery.is_some() {
             outcome = attempt(kind.without_recovery);
         }
@@ -256,22 +216,6 @@ impl Attempt {
             },
         })
     }
-}
-
-/// Tells the file system on `device` from its superblock.
-fn recognise(device: &File) -> io::Result<Option<&'static FileSystem>> {
-    for file_system in &FILE_SYSTEMS {
-        let mut found = [0; 8];
-        let found = &mut found[..file_system.magic.len()];
-        match device.read_exact_at(found, file_system.offset) {
-            Ok(()) if found == file_system.magic => return Ok(Some(file_system)),
-            Ok(()) => {}
-            // A device may be shorter than the place of somebody's superblock.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(None)
 }
 
 /// Lets go of every block device that can be written to, latest mount first, so that nothing is lost when the machine
@@ -309,24 +253,6 @@ mod tests {
             mount: mount.to_owned(),
             read_only: false,
         }
-    }
-
-    /// What [`recognise`] makes of a file with `magic` at `offset`.
-    fn recognised(offset: u64, magic: &[u8]) -> Option<&'static str> {
-        let file = tempfile::tempfile().expect("a file");
-        file.write_all_at(magic, offset).expect("written");
-        recognise(&file).expect("readable").map(|found| found.name)
-    }
-
-    #[test]
-    fn file_systems_are_told_by_their_superblocks() {
-        assert_eq!(recognised(0, b"hsqs"), Some("squashfs"));
-        assert_eq!(recognised(0x438, &[0x53, 0xef]), Some("ext4"));
-        assert_eq!(recognised(0x400, &0xe0f5_e1e2_u32.to_le_bytes()), Some("erofs"));
-        assert_eq!(recognised(0, b"XFSB"), Some("xfs"));
-        assert_eq!(recognised(0x1_0040, b"_BHRfS_M"), Some("btrfs"));
-        assert_eq!(recognised(0, b"sqsh"), None);
-        assert_eq!(recognised(0x20_0000, b"x"), None);
     }
 
     #[test]
@@ -442,6 +368,55 @@ mod tests {
                 fs::write(point.join("file"), "changed").expect_err("read-only");
                 drop(busy);
                 release(&point).expect("released");
+            },
+        );
+    }
+
+    #[test]
+    fn a_late_device_is_waited_for_and_a_broken_one_named() {
+        isolated(
+            "machine::volumes::tests::a_late_device_is_waited_for_and_a_broken_one_named",
+            &[Namespace::Mount],
+            || {
+                let base = tempfile::tempdir().expect("a folder");
+                let image = base.path().join("disk");
+                File::create(&image).expect("a file").set_len(8 << 20).expect("8 MiB");
+                if !made_by("mkfs.ext4", &["-q"], &image, None) {
+                    return;
+                }
+                let Some(device) = Loop::over(&image) else { return };
+                let name = format!("polyinit-late-{}", std::process::id());
+                let late = Path::new("/dev").join(&name);
+                let point = base.path().join("point");
+                let disk = volume(&name, point.to_str().expect("text"));
+                // It comes when somebody has looked for it in vain, which is why there is a time to wait.
+                let comes = std::thread::spawn({
+                    let (target, late) = (device.path.clone(), late.clone());
+                    move || {
+                        std::thread::sleep(DEVICE_POLL * 10);
+                        std::os::unix::fs::symlink(target, late)
+                    }
+                });
+                let mounted = mount_volume(&disk, DEVICE_PATIENCE);
+                comes.join().expect("no panic").expect("a link");
+                fs::remove_file(&late).expect("the link is ours");
+                mounted.expect("mounted");
+                release(&point).expect("released");
+
+                // The superblock's magic, and nothing behind it.
+                let broken = base.path().join("broken");
+                let file = File::create(&broken).expect("a file");
+                file.set_len(8 << 20).expect("8 MiB");
+                std::os::unix::fs::FileExt::write_all_at(&file, &[0x53, 0xef], 1024 + 0x38).expect("written");
+                let Some(device) = Loop::over(&broken) else { return };
+                let error = mount_volume(&volume(&device.path, disk.mount.as_str()), DEVICE_PATIENCE);
+                let error = error.expect_err("no file system").to_string();
+                let expected = format!(
+                    "volume {} on {}: mounting it writable as ext4 failed: E",
+                    device.path,
+                    point.display()
+                );
+                assert!(error.starts_with(&expected), "{error}");
             },
         );
     }

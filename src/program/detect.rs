@@ -28,8 +28,27 @@ const NODE: [&str; 12] = [
     "app.cjs",
 ];
 
+/// The same in TypeScript: looked for behind what says how it is to be run, since Deno and Bun have such files, too.
+const TYPESCRIPT: [&str; 12] = [
+    "index.ts",
+    "index.mts",
+    "index.cts",
+    "main.ts",
+    "main.mts",
+    "main.cts",
+    "server.ts",
+    "server.mts",
+    "server.cts",
+    "app.ts",
+    "app.mts",
+    "app.cts",
+];
+
 /// Files that a program of executables may begin with, best first.
 const EXECUTABLE: [&str; 6] = ["run", "run.sh", "start.sh", "server", "app", "main"];
+
+/// As much of a `manage.py` is read, in bytes: Django's own has 700.
+const MANAGE_LIMIT: u64 = 64 << 10;
 
 /// What the first bytes of a file, or its name, say it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +107,9 @@ pub fn find(source: &Path, hint: &Hint) -> Result<Component, ProgramError> {
     };
     let root = std::path::absolute(&root).map_err(|error| ProgramError::read(&root, error))?;
     let finder = Finder { root: &root, hint };
+    if hint.engine == Some(EngineKind::Static) {
+        return finder.files(source);
+    }
     match (&hint.entrypoint, file) {
         (Some(entrypoint), None) => finder.named(entrypoint),
         // `polyinit serve main.py --entrypoint app` names the object in the file.
@@ -168,7 +190,13 @@ impl Finder<'_> {
                 )
             }
             FileKind::Python => self.python(&module_of(file), None, format!("{name} is a Python file")),
-            FileKind::Node => engine(EngineKind::Node, format!("{name} is JavaScript")),
+            FileKind::Node => {
+                let is_typescript = file
+                    .extension()
+                    .is_some_and(|extension| extension.to_string_lossy().ends_with("ts"));
+                let language = if is_typescript { "TypeScript" } else { "JavaScript" };
+                engine(EngineKind::Node, format!("{name} is {language}"))
+            }
             FileKind::Other => Err(ProgramError::Unknown {
                 path: path.clone(),
                 start: start_of(&path),
@@ -186,6 +214,10 @@ impl Finder<'_> {
         };
         if let Some(file) = first(&PYTHON) {
             return self.file(&file);
+        }
+        if let Some(module) = django(self.root) {
+            let why = format!("manage.py is a Django project's, with {module}");
+            return self.python(&module, Some("application".to_owned()), why);
         }
         let package = self.root.join("package.json");
         if package.is_file() {
@@ -209,7 +241,7 @@ impl Finder<'_> {
         if let [file] = of_kind(&[FileKind::Wasm])[..] {
             return self.file(file);
         }
-        if let Some(file) = first(&EXECUTABLE) {
+        if let Some(file) = first(&EXECUTABLE).or_else(|| first(&TYPESCRIPT)) {
             return self.file(&file);
         }
         if let [file] = of_kind(&[FileKind::Elf, FileKind::Script])[..] {
@@ -218,10 +250,24 @@ impl Finder<'_> {
         if let [file] = of_kind(&[FileKind::Python])[..] {
             return self.file(file);
         }
+        if self.root.join("index.html").is_file() {
+            let why = "index.html is there".to_owned();
+            return Ok(self.component(EngineKind::Static, Entrypoint::File(PathBuf::from(".")), why));
+        }
         Err(ProgramError::Nothing {
             root: self.root.to_owned(),
             there: listing(self.root),
         })
+    }
+
+    /// The manifest says that these are files and nothing to run.
+    fn files(&self, source: &Path) -> Result<Component, ProgramError> {
+        if !source.is_dir() {
+            let error = std::io::Error::from(std::io::ErrorKind::NotADirectory);
+            return Err(ProgramError::read(source, error));
+        }
+        let why = "the manifest says so".to_owned();
+        Ok(self.component(EngineKind::Static, Entrypoint::File(PathBuf::from(".")), why))
     }
 
     fn python(&self, module: &str, attribute: Option<String>, why: String) -> Result<Component, ProgramError> {
@@ -249,18 +295,28 @@ impl Finder<'_> {
         let name = stem
             .or(self.root.file_name())
             .map(|name| name.to_string_lossy().into_owned());
+        let name = name.unwrap_or_else(|| "program".to_owned());
         Component {
-            name: name.unwrap_or_else(|| "program".to_owned()),
-            root: self.root.to_owned(),
-            engine,
-            entrypoint,
-            environment: Default::default(),
-            routes: Vec::new(),
-            messages: false,
-            wasm: Default::default(),
             why,
+            ..Component::new(name, self.root, engine, entrypoint)
         }
     }
+}
+
+/// The module of a Django project that a server begins with. `manage.py`, as Django writes it, names the package of the
+/// settings, and beside these are `wsgi.py` and `asgi.py`. Where both are WSGI is taken: what most views are written
+/// for blocks, and Django lets only one such view at once run over ASGI.
+fn django(root: &Path) -> Option<String> {
+    let mut manage = String::new();
+    let file = File::open(root.join("manage.py")).ok()?;
+    file.take(MANAGE_LIMIT).read_to_string(&mut manage).ok()?;
+    let named = manage.split_once("DJANGO_SETTINGS_MODULE")?.1;
+    // What stands in the next quotes behind the variable's own.
+    let settings = named.split(['"', '\'']).nth(2)?;
+    let package = settings.split('.').next().filter(|package| is_identifier(package))?;
+    let has = |kind: &&str| root.join(package).join(kind).with_extension("py").is_file();
+    let kind = ["wsgi", "asgi"].into_iter().find(has)?;
+    Some(format!("{package}.{kind}"))
 }
 
 fn module_of(file: &Path) -> String {
@@ -350,6 +406,21 @@ mod tests {
             EngineKind::Executable
         );
         assert_eq!(engine(&[("go.sh", b"#!/bin/sh")]), EngineKind::Executable);
+        assert_eq!(engine(&[("index.html", b"<p>"), ("a.css", b"")]), EngineKind::Static);
+    }
+
+    #[test]
+    fn knows_a_django_project() {
+        let manage = b"os.environ.setdefault(\"DJANGO_SETTINGS_MODULE\", \"shop.settings.dev\")";
+        let begins = |files: &[(&str, &[u8])]| match found(files, Hint::default()).unwrap().1 {
+            Entrypoint::Module { module, attribute } => format!("{module}:{}", attribute.unwrap_or_default()),
+            Entrypoint::File(file) => file.display().to_string(),
+        };
+        let both: &[(&str, &[u8])] = &[("manage.py", manage), ("shop/asgi.py", b""), ("shop/wsgi.py", b"")];
+        assert_eq!(begins(both), "shop.wsgi:application");
+        assert_eq!(begins(&both[..2]), "shop.asgi:application");
+        // Without either it is a Python file as any other.
+        assert_eq!(begins(&both[..1]), "manage:");
     }
 
     #[test]

@@ -5,8 +5,11 @@
 //! ```
 
 pub mod archive;
+pub mod build;
 pub mod detect;
+pub mod limits;
 pub mod manifest;
+pub mod route;
 pub mod sandbox;
 
 use std::collections::BTreeMap;
@@ -14,8 +17,11 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use manifest::{ComponentKeys, HttpKeys};
+use route::Route;
+
 /// What runs a component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
     /// A Python worker process: ASGI, WSGI or a plain handler.
@@ -26,6 +32,8 @@ pub enum EngineKind {
     Executable,
     /// A WebAssembly module or component, inside this process.
     Wasm,
+    /// No program: the files of a folder.
+    Static,
 }
 
 /// One part of a program: one thing that an engine runs.
@@ -38,14 +46,59 @@ pub struct Component {
     pub entrypoint: Entrypoint,
     /// Environment of this component alone.
     pub environment: BTreeMap<String, String>,
-    /// Path patterns, `/api/*` or `/exact`; none means every path.
-    pub routes: Vec<String>,
+    /// The requests that go here, where somebody has said it.
+    pub routes: Option<Vec<Route>>,
     /// Whether network messages go here.
     pub messages: bool,
-    /// What it is granted and how far it may go, where it is WebAssembly.
-    pub wasm: sandbox::Sandbox,
+    /// All that the manifest says of this component; as if it said nothing where there is none.
+    pub keys: ComponentKeys,
     /// Why this engine: "main.py is a Python file".
     pub why: String,
+}
+
+/// What the user brought, read and found to be runnable.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// At least one.
+    pub components: Vec<Component>,
+    /// What is done around every request that comes over HTTP.
+    pub http: HttpKeys,
+}
+
+impl Program {
+    fn of(component: Component) -> Self {
+        Self {
+            components: vec![component],
+            http: HttpKeys::default(),
+        }
+    }
+}
+
+impl Component {
+    /// One of which nothing is said but what it is.
+    pub fn new(name: impl Into<String>, root: impl Into<PathBuf>, engine: EngineKind, entrypoint: Entrypoint) -> Self {
+        Self {
+            name: name.into(),
+            root: root.into(),
+            engine,
+            entrypoint,
+            environment: BTreeMap::new(),
+            routes: None,
+            messages: false,
+            keys: ComponentKeys::default(),
+            why: String::new(),
+        }
+    }
+
+    /// The requests that go here. Where nobody has said it: all; but one of several components that is there for
+    /// messages has the routes that it names, and no others.
+    pub fn routes_taken(&self, alone: bool) -> Vec<Route> {
+        match &self.routes {
+            Some(routes) => routes.clone(),
+            None if self.messages && !alone => Vec::new(),
+            None => vec![Route::any()],
+        }
+    }
 }
 
 /// Where a component begins.
@@ -86,8 +139,8 @@ pub enum ProgramError {
         path: PathBuf,
         error: archive::ArchiveError,
     },
-    #[error("{path}: {message}", path = .path.display())]
-    Manifest { path: PathBuf, message: String },
+    #[error("{0}")]
+    Manifest(manifest::Mistakes),
     #[error("there is no entrypoint {entrypoint:?} in {root}, which holds: {there}", root = .root.display())]
     NoEntrypoint {
         entrypoint: String,
@@ -117,11 +170,11 @@ impl ProgramError {
     }
 }
 
-/// The components of the program at `path`: a file, a folder, or an archive, which is unpacked to `workspace` then.
+/// The program at `path`: a file, a folder, or an archive, which is unpacked to `workspace` then.
 ///
 /// # Errors
 /// [`ProgramError`], in words for the one who brought the program.
-pub fn open(path: &Path, hint: &Hint, workspace: &Path) -> Result<Vec<Component>, ProgramError> {
+pub fn open(path: &Path, hint: &Hint, workspace: &Path) -> Result<Program, ProgramError> {
     let archive = |error| ProgramError::Archive {
         path: path.to_owned(),
         error,
@@ -138,19 +191,19 @@ pub fn open(path: &Path, hint: &Hint, workspace: &Path) -> Result<Vec<Component>
     match &magic[..length] {
         b"PK\x03\x04" | b"PK\x05\x06" => archive::unzip(io::BufReader::new(file), workspace).map_err(archive)?,
         b"hsqs" => archive::unsquash(file, workspace).map_err(archive)?,
-        _ => return detect::find(path, hint).map(|component| vec![component]),
+        _ => return detect::find(path, hint).map(Program::of),
     }
     find(workspace, hint)
 }
 
-/// The components of the program in the folder `root`: by its manifest, or else by looking.
+/// The program in the folder `root`: by its manifest, or else by looking.
 ///
 /// # Errors
 /// [`ProgramError`], in words for the one who brought the program.
-pub fn find(root: &Path, hint: &Hint) -> Result<Vec<Component>, ProgramError> {
+pub fn find(root: &Path, hint: &Hint) -> Result<Program, ProgramError> {
     match manifest::read(root)? {
-        Some(components) => Ok(components),
-        None => detect::find(root, hint).map(|component| vec![component]),
+        Some(program) => Ok(program),
+        None => detect::find(root, hint).map(Program::of),
     }
 }
 
@@ -161,6 +214,7 @@ impl std::fmt::Display for EngineKind {
             Self::Node => "node",
             Self::Executable => "executable",
             Self::Wasm => "wasm",
+            Self::Static => "static",
         })
     }
 }

@@ -8,27 +8,23 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 pub use host::{HostRule, Scheme};
 
-/// Grants and limits of one component.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What a WebAssembly component is granted beside its events, and how far it may go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Sandbox {
     /// Folders that the guest sees.
-    #[serde(default)]
     pub directories: Vec<Directory>,
     /// Where it may connect and send requests to.
-    #[serde(default)]
     pub hosts: Vec<HostRule>,
     /// Arguments of a command, after its name.
-    #[serde(default)]
     pub arguments: Vec<String>,
     /// Events that one instance has before it is replaced; 1 is a fresh instance for each.
     pub reuse: Option<NonZeroU32>,
-    /// The most linear memory of one instance, in MiB.
-    pub memory: Option<NonZeroU32>,
     /// The most work on one event, in units of Wasmtime's fuel, about one for each instruction.
     pub fuel: Option<NonZeroU64>,
 }
@@ -47,14 +43,14 @@ impl Sandbox {
         self.hosts.extend_from_slice(&other.hosts);
         self.arguments.extend_from_slice(&other.arguments);
         self.reuse = other.reuse.or(self.reuse);
-        self.memory = other.memory.or(self.memory);
         self.fuel = other.fuel.or(self.fuel);
     }
 }
 
 /// A folder of this machine as a guest sees it: `HOST::GUEST`, or `HOST::GUEST:rw` where it may write.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct Directory {
     pub host: PathBuf,
     /// An absolute path of the guest's own.
@@ -106,6 +102,12 @@ impl TryFrom<String> for Directory {
     }
 }
 
+impl From<Directory> for String {
+    fn from(directory: Directory) -> Self {
+        directory.to_string()
+    }
+}
+
 impl fmt::Display for Directory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mode = if self.writable { ":rw" } else { "" };
@@ -123,7 +125,10 @@ mod tests {
         assert_eq!((directory.guest.as_str(), directory.writable), ("/data", false));
         assert_eq!(directory.to_string(), "data::/data");
         let directory: Directory = "/var/lib/x::/:rw".parse().unwrap();
-        assert_eq!((directory.host.to_str(), directory.writable), (Some("/var/lib/x"), true));
+        assert_eq!(
+            (directory.host.to_str(), directory.writable),
+            (Some("/var/lib/x"), true)
+        );
         assert_eq!(directory.to_string(), "/var/lib/x::/:rw");
         assert!(!"data::/data:ro".parse::<Directory>().unwrap().writable);
     }
@@ -145,7 +150,8 @@ mod tests {
 
     #[test]
     fn paths_of_a_manifest_are_from_where_it_stands() {
-        let mut sandbox: Sandbox = toml::from_str("directories = [\"data::/data\", \"/srv::/srv\"]\nreuse = 9").unwrap();
+        let mut sandbox: Sandbox =
+            toml::from_str("directories = [\"data::/data\", \"/srv::/srv\"]\nreuse = 9").unwrap();
         sandbox.resolve(Path::new("/program"));
         assert_eq!(sandbox.directories[0].host, Path::new("/program/data"));
         assert_eq!(sandbox.directories[1].host, Path::new("/srv"));

@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -30,7 +30,33 @@ pub fn begin(sink: impl Write + Send + 'static, level: &str) {
         .try_init();
 }
 
-/// `warning: the message key=value`, or `component | what the program printed`.
+/// What is logged: a line of ours, or of a program.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// Empty where it is of none.
+    pub component: &'a str,
+    /// The event that it was printed for; empty where that is not known.
+    pub event: &'a str,
+    pub level: Level,
+    pub message: &'a str,
+}
+
+type Tap = Box<dyn Fn(&Entry<'_>) + Send + Sync>;
+
+static TAP: OnceLock<Tap> = OnceLock::new();
+
+/// Tells `tap` of everything that is logged from now on, too. The second call of a process does nothing.
+pub fn tap(tap: impl Fn(&Entry<'_>) + Send + Sync + 'static) {
+    let _ = TAP.set(Box::new(tap));
+}
+
+/// Whether `text` says what is logged, as [`VARIABLE`] does.
+pub fn is_filter(text: &str) -> bool {
+    !text.is_empty() && EnvFilter::try_new(text).is_ok()
+}
+
+/// `warning: the message key=value`, or `component | what the program printed`, with the number of the event that it was
+/// printed for where that is known: `component#17 | ...`.
 struct Line;
 
 impl<S, N> FormatEvent<S, N> for Line
@@ -42,8 +68,17 @@ where
         let mut parts = Parts::default();
         event.record(&mut parts);
         let metadata = event.metadata();
+        if let Some(tap) = TAP.get() {
+            tap(&Entry {
+                component: &parts.component,
+                event: &parts.event,
+                level: *metadata.level(),
+                message: &parts.message,
+            });
+        }
         if metadata.target() == "program" {
-            return writeln!(writer, "{} | {}", parts.component, parts.message);
+            let event = if parts.event.is_empty() { "" } else { "#" };
+            return writeln!(writer, "{}{event}{} | {}", parts.component, parts.event, parts.message);
         }
         let (word, colour) = match *metadata.level() {
             Level::ERROR => ("error: ", "\x1b[31m"),
@@ -68,6 +103,7 @@ where
 struct Parts {
     message: String,
     component: String,
+    event: String,
     rest: String,
 }
 
@@ -75,6 +111,7 @@ impl Visit for Parts {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "component" => self.component.push_str(value),
+            "event" => self.event.push_str(value),
             "stream" => {}
             _ => self.record_debug(field, &value),
         }

@@ -1,8 +1,9 @@
 //! What the process says of itself: its log, and how far it has come since it began.
 
 pub mod log;
+pub mod mistake;
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 static BEGAN: OnceLock<Instant> = OnceLock::new();
@@ -17,7 +18,26 @@ pub fn age() -> Duration {
     BEGAN.get_or_init(Instant::now).elapsed()
 }
 
+/// Stages that are remembered at most; a process has a handful of them.
+const STAGES: usize = 100;
+
+static REACHED: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
+
+/// Remembers that a stage of the process's life has been reached.
+pub fn reached(what: &str) {
+    let mut stages = REACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    if stages.len() < STAGES {
+        stages.push((what.to_owned(), age()));
+    }
+}
+
+/// The stages that were reached, and after how long.
+pub fn stages() -> Vec<(String, Duration)> {
+    REACHED.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
 /// Logs that a stage of the process's life has been reached, and when.
 pub fn stage(what: &str) {
+    reached(what);
     tracing::info!("{what} after {:.1} ms", age().as_secs_f64() * 1e3);
 }

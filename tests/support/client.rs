@@ -47,11 +47,15 @@ pub async fn request(address: &str, request: http::request::Builder, body: impl 
 pub async fn send(address: &str, request: http::request::Builder, body: Bytes) -> Response {
     let exchange = async {
         let stream = TcpStream::connect(address).await.unwrap();
-        let request = request
-            .version(http::Version::HTTP_11)
-            .header("host", address)
-            .body(Full::new(body))
-            .unwrap();
+        let named = request
+            .headers_ref()
+            .is_some_and(|headers| headers.contains_key("host"));
+        let request = if named {
+            request
+        } else {
+            request.header("host", address)
+        };
+        let request = request.version(http::Version::HTTP_11).body(Full::new(body)).unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .unwrap();

@@ -1,7 +1,12 @@
 //! A program served by the binary, and a client to ask it.
 
+#[cfg(all(feature = "host", feature = "image"))]
+pub mod api;
 mod client;
+#[cfg(all(feature = "host", feature = "image"))]
+pub mod machine;
 mod process;
+pub mod websocket;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -89,5 +94,15 @@ pub fn built(name: &str) -> PathBuf {
 pub fn folder_with(name: &str, content: impl AsRef<[u8]>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(name), content).unwrap();
+    folder
+}
+
+/// A folder with one executable file in it, which whoever it is may read.
+pub fn executable(name: &str, script: &str) -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = folder_with(name, script);
+    for path in [folder.path().to_owned(), folder.path().join(name)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
     folder
 }

@@ -60,6 +60,17 @@ impl Running {
         Self { child, mark, output }
     }
 
+    /// The command lines of its children.
+    pub fn children(&self) -> Vec<String> {
+        let id = self.child.id();
+        let tasks = std::fs::read_dir(format!("/proc/{id}/task")).unwrap().flatten();
+        let lists = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+        let children: String = lists.collect();
+        let line = |pid: &str| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let text = |pid: &str| String::from_utf8_lossy(&line(pid)).replace('\0', " ");
+        children.split_whitespace().map(text).collect()
+    }
+
     pub fn output(&self) -> String {
         self.output.text.lock().unwrap().0.clone()
     }

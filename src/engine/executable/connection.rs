@@ -24,11 +24,22 @@ use crate::event::Body;
 const CONNECT_PATIENCE: Duration = Duration::from_millis(20);
 const CONNECT_PATIENCE_LIMIT: Duration = Duration::from_millis(640);
 
+/// What writes and reads.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every connection is of HTTP: a box would cost each an allocation"
+)]
+enum Io {
+    Http(http1::Connection<TokioIo<TcpStream>, Body>),
+    /// One that may go on in another protocol.
+    Upgradeable(Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>),
+}
+
 /// An open connection.
 pub struct Connection {
     sender: http1::SendRequest<Body>,
     /// Gone once the connection is over.
-    io: Option<http1::Connection<TokioIo<TcpStream>, Body>>,
+    io: Option<Io>,
 }
 
 impl Connection {
@@ -49,7 +60,20 @@ impl Connection {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(std::io::Error::other)?;
-        Ok(Self { sender, io: Some(io) })
+        Ok(Self {
+            sender,
+            io: Some(Io::Http(io)),
+        })
+    }
+
+    /// The same connection, for a request after which it may be one of another protocol.
+    #[must_use]
+    pub fn upgradeable(self) -> Self {
+        let io = self.io.map(|io| match io {
+            Io::Http(io) => Io::Upgradeable(Box::pin(io.with_upgrades())),
+            upgradeable => upgradeable,
+        });
+        Self { io, ..self }
     }
 
     /// Sends `request` and waits for the head of the reply.
@@ -75,6 +99,19 @@ impl Connection {
         self.io.is_some() && self.sender.is_ready()
     }
 
+    /// Drives the connection until it is over as one of HTTP: what was agreed on with `101` begins then.
+    pub async fn finish(mut self) {
+        std::future::poll_fn(|cx| {
+            poll_io(&mut self.io, cx);
+            if self.io.is_none() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
     /// The next piece of a reply that came over this connection.
     pub fn poll_piece(
         &mut self,
@@ -90,11 +127,14 @@ impl Connection {
     }
 }
 
-fn poll_io(io: &mut Option<http1::Connection<TokioIo<TcpStream>, Body>>, cx: &mut Context<'_>) {
+fn poll_io(io: &mut Option<Io>, cx: &mut Context<'_>) {
     // What ended it is told to whoever waits for a reply or a piece of one.
-    if let Some(connection) = io
-        && Pin::new(connection).poll(cx).is_ready()
-    {
+    let is_over = match io {
+        Some(Io::Http(connection)) => Pin::new(connection).poll(cx).is_ready(),
+        Some(Io::Upgradeable(connection)) => connection.as_mut().poll(cx).is_ready(),
+        None => return,
+    };
+    if is_over {
         *io = None;
     }
 }

@@ -1,12 +1,18 @@
 //! What an intermediary owes to the head of a message that it passes on: hop-by-hop fields stay behind (RFC 9110,
-//! section 7.6.1), framing is told anew, and everything else goes on as it came.
+//! section 7.6.1), framing is told anew, and everything else goes on as it came. A program learns from whom a request
+//! came by `X-Forwarded-For`, `-Host` and `-Proto` and by `Forwarded` (RFC 7239), which are continued where a proxy before
+//! us began them, and by `Event-Id` what it is called in the log.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Uri, Version, response};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, response};
 use http_body::Body as _;
 
-use crate::event::{Body, Failure, FailureKind};
+use crate::event::{Body, Context, Failure, FailureKind};
 
 /// Fields that mean the connection they came on, beside those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -18,12 +24,23 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     UPGRADE,
 ];
 
+const EVENT_ID: HeaderName = HeaderName::from_static("event-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
 /// The request as a program gets it over HTTP/1.1: the same method and target, byte for byte, and the same fields.
-/// `address` is where the program listens: its `Host` if the client named none.
+/// `address` is where the program listens: its `Host` if the client named none. With `upgrade`, the client's wish to go on
+/// in another protocol is passed on, too.
 ///
 /// # Errors
 /// [`FailureKind::BadEvent`] for CONNECT, whose target is no path.
-pub fn outgoing(request: Request<Body>, address: std::net::SocketAddr) -> Result<Request<Body>, Failure> {
+pub fn outgoing(
+    request: Request<Body>,
+    context: &Context,
+    address: SocketAddr,
+    upgrade: bool,
+) -> Result<Request<Body>, Failure> {
     let (mut parts, body) = request.into_parts();
     if parts.method == Method::CONNECT {
         return Err(Failure::new(
@@ -31,7 +48,17 @@ pub fn outgoing(request: Request<Body>, address: std::net::SocketAddr) -> Result
             "CONNECT asks for a tunnel, which programs don't offer",
         ));
     }
+    let protocol = upgrade.then(|| parts.headers.get(UPGRADE).cloned()).flatten();
+    let takes_trailers = has_token(&parts.headers, &TE, "trailers");
     remove_hop_by_hop(&mut parts.headers);
+    if let Some(protocol) = protocol {
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(UPGRADE, protocol);
+    } else if takes_trailers {
+        // So do we: they go on to the client.
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("te"));
+        parts.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
     if !parts.headers.contains_key(HOST) {
         // HTTP/2 has the name in the target, `:authority`.
         let host = parts
@@ -42,6 +69,7 @@ pub fn outgoing(request: Request<Body>, address: std::net::SocketAddr) -> Result
             .map_err(|_| Failure::new(FailureKind::BadEvent, "the request's host is no valid field value"))?;
         parts.headers.insert(HOST, host);
     }
+    tell_of_the_client(&mut parts.headers, context);
     if parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
     }
@@ -62,8 +90,66 @@ pub fn outgoing(request: Request<Body>, address: std::net::SocketAddr) -> Result
 
 /// The reply's head as it goes on to the client.
 pub fn incoming(parts: &mut response::Parts) {
+    let protocol = (parts.status == StatusCode::SWITCHING_PROTOCOLS).then(|| parts.headers.get(UPGRADE).cloned());
     remove_hop_by_hop(&mut parts.headers);
+    if let Some(Some(protocol)) = protocol {
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(UPGRADE, protocol);
+    }
     parts.version = Version::HTTP_11;
+}
+
+/// Whether one of the comma-separated words of the field is this one, in whatever case.
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|word| word.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// What the client was, as the program can't see it.
+fn tell_of_the_client(headers: &mut HeaderMap, context: &Context) {
+    headers.insert(EVENT_ID, context.id.value());
+    let Some(client) = context.client else { return };
+    let address = client.ip().to_canonical();
+    let scheme = HeaderValue::from_static(context.scheme);
+    let node = match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("\"[{address}]\""),
+    };
+    let host = headers.get(HOST).cloned();
+    // A host with a port is no token (RFC 7239, section 4), nor is one that needs quoting itself to be believed.
+    let named = host
+        .as_ref()
+        .and_then(|host| host.to_str().ok())
+        .filter(|host| !host.contains(['"', '\\']));
+    let named = named.map(|host| format!(";host=\"{host}\"")).unwrap_or_default();
+    continue_list(
+        headers,
+        FORWARDED,
+        &format!("for={node}{named};proto={}", context.scheme),
+    );
+    continue_list(headers, X_FORWARDED_FOR, &address.to_string());
+    // A proxy before us knows better what the client saw.
+    headers.entry(X_FORWARDED_PROTO).or_insert(scheme);
+    if let Some(host) = host {
+        headers.entry(X_FORWARDED_HOST).or_insert(host);
+    }
+}
+
+/// Appends to a field that is a list.
+fn continue_list(headers: &mut HeaderMap, name: HeaderName, element: &str) {
+    let before: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+    let list = if before.is_empty() {
+        HeaderValue::from_str(element)
+    } else {
+        HeaderValue::from_bytes(&[&before.join(&b", "[..])[..], b", ", element.as_bytes()].concat())
+    };
+    // Made of what has been a value before, and of an address.
+    if let Ok(list) = list {
+        headers.insert(name, list);
+    }
 }
 
 /// The target without scheme and authority, its bytes untouched (RFC 9112, section 3.2.1).
@@ -106,7 +192,63 @@ mod tests {
     use super::*;
 
     fn to_program(request: http::request::Builder, body: &'static str) -> Request<Body> {
-        outgoing(request.body(body.into()).unwrap(), ([127, 0, 0, 1], 8080).into()).unwrap()
+        let address = ([127, 0, 0, 1], 8080).into();
+        let mut request = outgoing(request.body(body.into()).unwrap(), &Context::next(), address, false).unwrap();
+        assert!(request.headers_mut().remove(EVENT_ID).is_some());
+        request
+    }
+
+    #[test]
+    fn tells_of_the_client() {
+        let forwarded = |client: &str, request: http::request::Builder| {
+            let mut context = Context::next();
+            context.client = Some(client.parse().unwrap());
+            let request = request.header(HOST, "a.example:81").body(Body::empty()).unwrap();
+            let request = outgoing(request, &context, ([127, 0, 0, 1], 8080).into(), false).unwrap();
+            [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST]
+                .map(|name| request.headers()[name].to_str().unwrap().to_owned())
+        };
+        assert_eq!(
+            forwarded("192.0.2.1:5", Request::get("/")),
+            [
+                "for=192.0.2.1;host=\"a.example:81\";proto=http",
+                "192.0.2.1",
+                "http",
+                "a.example:81"
+            ]
+        );
+        let behind = Request::get("/")
+            .header("x-forwarded-for", "203.0.113.9")
+            .header("x-forwarded-proto", "https")
+            .header("x-forwarded-host", "shop.example")
+            .header("forwarded", "for=203.0.113.9;proto=https");
+        assert_eq!(
+            forwarded("[2001:db8::1]:5", behind),
+            [
+                "for=203.0.113.9;proto=https, for=\"[2001:db8::1]\";host=\"a.example:81\";proto=http",
+                "203.0.113.9, 2001:db8::1",
+                "https",
+                "shop.example"
+            ]
+        );
+    }
+
+    #[test]
+    fn trailers_and_upgrades_are_asked_for_anew() {
+        let request = to_program(Request::get("/").header("te", "gzip, Trailers").header(HOST, "a"), "");
+        assert_eq!(
+            (&request.headers()[TE], &request.headers()[CONNECTION]),
+            (&"trailers".parse().unwrap(), &"te".parse().unwrap())
+        );
+        let request = Request::get("/")
+            .header("connection", "Upgrade, x-mine")
+            .header("x-mine", "1")
+            .header("upgrade", "websocket");
+        let address = ([127, 0, 0, 1], 8080).into();
+        let request = outgoing(request.body(Body::empty()).unwrap(), &Context::next(), address, true).unwrap();
+        assert_eq!(request.headers()[CONNECTION], "upgrade");
+        assert_eq!(request.headers()[UPGRADE], "websocket");
+        assert!(!request.headers().contains_key("x-mine"));
     }
 
     #[test]
@@ -137,7 +279,7 @@ mod tests {
             .header("connection", "host")
             .header("x-mine", "1")
             .header("keep-alive", "timeout=5")
-            .header("te", "trailers")
+            .header("te", "deflate")
             .header("upgrade", "h2c")
             .header("transfer-encoding", "chunked")
             .header("proxy-connection", "keep-alive")
@@ -176,7 +318,7 @@ mod tests {
             .uri("example.org:443")
             .body(Body::empty())
             .unwrap();
-        let failure = outgoing(request, ([127, 0, 0, 1], 8080).into()).unwrap_err();
+        let failure = outgoing(request, &Context::next(), ([127, 0, 0, 1], 8080).into(), false).unwrap_err();
         assert_eq!(failure.kind, FailureKind::BadEvent);
     }
 }

@@ -7,12 +7,15 @@
 //! The program is started in its directory with `PORT` (a free port) and `HOST` (127.0.0.1) in its environment, and is
 //! ready when it listens on that port, or on the port that executables use by convention. Requests reach it as they
 //! came and its replies go back as they are: targets are not normalised, redirects not followed, bodies not decoded.
+//! `head` has what an intermediary adds and leaves out. A component may have several processes, each on a port of its own.
 //!
 //! Network messages go to programs that say in their manifest that they take them: as `POST /` with the content type
 //! `application/json` and the field `event-type: message`. The body of a reply with a status of 2xx is the message's
 //! reply.
 
 mod connection;
+mod expect;
+mod fleet;
 mod head;
 mod launch;
 mod listen;
@@ -20,6 +23,7 @@ mod reply;
 mod supervise;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 mod upstream;
 
 use std::sync::Arc;
@@ -29,10 +33,11 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Method, Request, Response};
 
 use super::{Engine, Handling, Settings, StartError, Working};
-use crate::event::{Body, CollectError, Event, Failure, FailureKind, Input, Message, Reply};
+use crate::event::{Body, CollectError, Context, Event, Failure, FailureKind, Input, Message, Reply};
 use crate::program::Component;
+use fleet::Fleet;
 use launch::ExecutableFile;
-use supervise::{Ended, Supervised};
+use supervise::Ended;
 use upstream::SendError;
 
 pub use launch::{Listening, Lookout, Ports, Start, Starting, blind};
@@ -59,7 +64,7 @@ pub fn serve(component: &Component, settings: &Settings, start: Arc<dyn Start>, 
             component: component.name.clone(),
             takes_messages: component.messages,
             body_limit: settings.body_limit,
-            program: Supervised::new(&component.name, start, first, settings.event_timeout),
+            programs: Fleet::new(component, settings, &start, first),
         }),
         description,
     })
@@ -75,7 +80,7 @@ struct Shared {
     takes_messages: bool,
     /// For the reply to a message, in bytes.
     body_limit: usize,
-    program: Supervised,
+    programs: Fleet,
 }
 
 impl Engine for Executable {
@@ -83,15 +88,15 @@ impl Engine for Executable {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             match event.input {
-                Input::Http(request) => shared.request(request).await.map(Reply::Http),
-                Input::Message(message) => shared.message(message).await,
+                Input::Http(request) => shared.request(request, &event.context).await.map(Reply::Http),
+                Input::Message(message) => shared.message(message, &event.context).await,
             }
         })
     }
 
     fn stop(&self, grace: Duration) -> Working {
         let shared = Arc::clone(&self.shared);
-        Box::pin(async move { shared.program.stop(grace).await })
+        Box::pin(async move { shared.programs.stop(grace).await })
     }
 
     fn describe(&self) -> String {
@@ -100,32 +105,30 @@ impl Engine for Executable {
 }
 
 impl Shared {
-    async fn request(&self, request: Request<Body>) -> Result<Response<Body>, Failure> {
-        let run = self.program.run().await?;
-        let request = head::outgoing(request, run.upstream.address())?;
-        let error = match run.upstream.send(request).await {
+    async fn request(&self, mut request: Request<Body>, context: &Context) -> Result<Response<Body>, Failure> {
+        let run = self.programs.run().await?;
+        let client = upgrade::wanted(&mut request);
+        let request = head::outgoing(request, context, run.upstream.address(), client.is_some())?;
+        let request = expect::hold_back(request);
+        let (error, ended) = match run.send(request, client).await {
             Ok(response) => return Ok(response),
-            Err(error) => error,
+            Err(failed) => failed,
         };
-        let ended = if error.is_of_the_connection() {
-            run.ended().await
-        } else {
-            None
-        };
+        drop(run);
         match (error, ended) {
-            // It ended before it could be given this event, which the next run can take.
-            (SendError::Connect { request, .. }, Some(_)) => {
-                let run = self.program.run().await?;
-                run.upstream
-                    .send(*request)
-                    .await
-                    .map_err(|error| self.failure(&error, None))
+            // It ended before it could be given this event, which the next run can take; or it may be given it twice.
+            (SendError::Connect { request, .. } | SendError::NoReply(Some(request)), Some(ended)) => {
+                let Ok(run) = self.programs.run().await else {
+                    return Err(self.failure(&SendError::NoReply(None), Some(ended)));
+                };
+                let sent = run.send(*request, None).await;
+                sent.map_err(|(error, ended)| self.failure(&error, ended))
             }
             (error, ended) => Err(self.failure(&error, ended)),
         }
     }
 
-    async fn message(&self, message: Message) -> Result<Reply, Failure> {
+    async fn message(&self, message: Message, context: &Context) -> Result<Reply, Failure> {
         let component = &self.component;
         if !self.takes_messages {
             return Err(Failure::new(
@@ -141,7 +144,7 @@ impl Shared {
             HeaderName::from_static("event-type"),
             HeaderValue::from_static("message"),
         );
-        let (parts, body) = self.request(request).await?.into_parts();
+        let (parts, body) = self.request(request, context).await?.into_parts();
         let reply = body.collect(self.body_limit).await.map_err(|error| match error {
             CollectError::TooLarge { .. } => Failure::from(error),
             CollectError::Broken(_) => Failure::new(FailureKind::Gone, format!("{component}: {error}")),
@@ -166,7 +169,7 @@ impl Shared {
         let kind = match error {
             SendError::RequestBody(_) => FailureKind::BadEvent,
             SendError::Timeout(_) => FailureKind::Timeout,
-            SendError::NotHttp(_) | SendError::NoReply | SendError::Connect { .. } => FailureKind::Gone,
+            SendError::NotHttp(_) | SendError::NoReply(_) | SendError::Connect { .. } => FailureKind::Gone,
         };
         Failure::new(kind, format!("{component} {error}"))
     }

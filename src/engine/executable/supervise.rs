@@ -2,23 +2,31 @@
 //! pauses that grow while it keeps ending.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use http::{Request, Response};
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::launch::{Listening, Start};
-use super::upstream::Upstream;
+use super::upstream::{SendError, Upstream};
 use crate::engine::StartError;
+use crate::engine::backoff::{Backoff, PATIENCE, retry_after};
 use crate::engine::process::Process;
-use crate::event::{Failure, FailureKind};
-
-/// Pauses before a program is started again.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+use crate::event::{Body, Failure, FailureKind};
+use crate::program::limits::{MaxRequests, jittered};
 
 /// How long an event waits for a program that is being started again.
 const RESTART_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether a run that was replaced has answered what it had.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long a run that was replaced may take to end, once it has.
+const REPLACED_GRACE: Duration = Duration::from_secs(5);
 
 /// A connection breaks when the kernel closes the files of a program that ends; its exit status follows within
 /// microseconds, unless it has much memory to give back.
@@ -35,6 +43,20 @@ pub struct Supervised {
 pub struct Run {
     pub upstream: Arc<Upstream>,
     ended: watch::Receiver<Option<Ended>>,
+    /// Events until it is replaced; `None` where it never is.
+    left: Option<AtomicI64>,
+    /// It has had its share.
+    is_spent: Notify,
+}
+
+/// What is the same for every run of a program.
+#[derive(Clone)]
+pub struct Conditions {
+    pub component: String,
+    pub start: Arc<dyn Start>,
+    /// Time to the head of a reply, and between two pieces of its body.
+    pub timeout: Duration,
+    pub max_requests: Option<MaxRequests>,
 }
 
 /// How a run ended.
@@ -59,22 +81,35 @@ enum State {
 }
 
 impl Supervised {
-    /// Takes a program into care that listens; `start` starts it again.
-    pub fn new(component: &str, start: Arc<dyn Start>, first: Listening, timeout: Duration) -> Self {
-        let component = component.to_owned();
-        let (run, process, ended) = Run::new(first, timeout);
-        let (publish, state) = watch::channel(State::Up(run));
+    /// Takes a program into care that listens; of one that is not there yet, starts it.
+    pub fn new(conditions: Conditions, first: Option<Listening>) -> Self {
+        let component = conditions.component.clone();
+        let running = first.map(|listening| Running::new(listening, &conditions));
+        let (publish, state) = watch::channel(match &running {
+            Some(running) => State::Up(Arc::clone(&running.run)),
+            None => State::Down {
+                why: Arc::new(StartError::new("it has not been started yet")),
+                again: Instant::now(),
+            },
+        });
         let (stop, stopping) = mpsc::channel(1);
         let supervisor = Supervisor {
-            component: component.clone(),
-            start,
-            timeout,
+            conditions,
             publish,
-            process: Some(process),
-            end: ended,
+            running,
+            backoff: Backoff::default(),
+            replaced: JoinSet::new(),
         };
         tokio::spawn(supervisor.supervise(stopping));
         Self { component, state, stop }
+    }
+
+    /// The program's present run, if it has one.
+    pub fn up(&self) -> Option<Arc<Run>> {
+        match &*self.state.borrow() {
+            State::Up(run) => Some(Arc::clone(run)),
+            _ => None,
+        }
     }
 
     /// The program's present run; of one that is down, the next one, if it comes soon.
@@ -82,8 +117,8 @@ impl Supervised {
     /// # Errors
     /// [`FailureKind::Unavailable`] with the reason why there is none.
     pub async fn run(&self) -> Result<Arc<Run>, Failure> {
-        if let State::Up(run) = &*self.state.borrow() {
-            return Ok(Arc::clone(run));
+        if let Some(run) = self.up() {
+            return Ok(run);
         }
         let give_up = Instant::now() + RESTART_PATIENCE;
         let mut state = self.state.clone();
@@ -93,16 +128,19 @@ impl Supervised {
                 State::Stopping | State::Stopped => return Err(self.unavailable("was stopped")),
                 State::Down { why, again } => (Arc::clone(why), *again),
             };
-            if again < give_up && matches!(tokio::time::timeout_at(give_up, state.changed()).await, Ok(Ok(()))) {
+            let is_near = again.saturating_duration_since(Instant::now()) <= PATIENCE;
+            if is_near && matches!(tokio::time::timeout_at(give_up, state.changed()).await, Ok(Ok(()))) {
                 continue;
             }
-            let when = match again.saturating_duration_since(Instant::now()) {
+            let wait = again.saturating_duration_since(Instant::now());
+            let when = match wait {
                 Duration::ZERO => "is being started again".to_owned(),
                 next => format!("will be started again in {next:.1?}"),
             };
-            return Err(self
-                .unavailable(&format!("is down and {when}: {why}"))
-                .with_traceback(why.traceback.clone().unwrap_or_default()));
+            let mut failure = self.unavailable(&format!("is down and {when}: {why}"));
+            failure.traceback.clone_from(&why.traceback);
+            failure.retry_after = Some(retry_after(wait));
+            return Err(failure);
         }
     }
 
@@ -120,14 +158,26 @@ impl Supervised {
 }
 
 impl Run {
-    fn new(listening: Listening, timeout: Duration) -> (Arc<Self>, Process, watch::Sender<Option<Ended>>) {
-        let (end, ended) = watch::channel(None);
-        let upstream = Upstream::new(listening.addresses, listening.listener, timeout);
-        (Arc::new(Self { upstream, ended }), listening.process, end)
+    /// Gives the program an event; tells with the error how this run ended, if that is why.
+    pub async fn send(
+        &self,
+        request: Request<Body>,
+        client: Option<OnUpgrade>,
+    ) -> Result<Response<Body>, (SendError, Option<Ended>)> {
+        if let Some(left) = &self.left
+            && left.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            self.is_spent.notify_one();
+        }
+        match self.upstream.send(request, client).await {
+            Ok(response) => Ok(response),
+            Err(error) if error.is_of_the_connection() => Err((error, self.ended().await)),
+            Err(error) => Err((error, None)),
+        }
     }
 
     /// How this run ended, if it has ended or is about to.
-    pub async fn ended(&self) -> Option<Ended> {
+    async fn ended(&self) -> Option<Ended> {
         let mut ended = self.ended.clone();
         let ended = tokio::time::timeout(EXIT_PATIENCE, ended.wait_for(Option::is_some))
             .await
@@ -137,14 +187,74 @@ impl Run {
     }
 }
 
+/// A run, and what only its supervisor has of it.
+struct Running {
+    run: Arc<Run>,
+    process: Process,
+    end: watch::Sender<Option<Ended>>,
+    since: Instant,
+}
+
+impl Running {
+    fn new(listening: Listening, conditions: &Conditions) -> Self {
+        let (end, ended) = watch::channel(None);
+        let upstream = Upstream::new(listening.addresses, listening.listener, conditions.timeout);
+        let share = conditions.max_requests.map(jittered);
+        Self {
+            run: Arc::new(Run {
+                upstream,
+                ended,
+                left: share.map(|share| AtomicI64::new(share.into())),
+                is_spent: Notify::new(),
+            }),
+            process: listening.process,
+            end,
+            since: Instant::now(),
+        }
+    }
+
+    /// Waits for the end of the program.
+    async fn ended(&mut self) -> Ended {
+        let how = match self.process.ended().await {
+            Ok(exit) => exit.to_string(),
+            Err(error) => format!("ended, nobody can tell how ({error})"),
+        };
+        let last_words = self.process.last_words().await;
+        Ended { how, last_words }
+    }
+
+    /// Lets a run that gets no more events answer those that it has, and ends it.
+    async fn retire(mut self, timeout: Duration) {
+        let answered = async {
+            // Whoever waits for a reply, or is in the middle of one, holds on to it.
+            while Arc::strong_count(&self.run) > 1 || Arc::strong_count(&self.run.upstream) > 1 {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        let _ = tokio::time::timeout(timeout, answered).await;
+        // How it ends is nobody's concern any more.
+        let _ = self.process.stop(REPLACED_GRACE).await;
+        self.end.send_replace(Some(Ended {
+            how: "was replaced after its `max_requests`".to_owned(),
+            last_words: String::new(),
+        }));
+    }
+}
+
+/// What ended the time that a run gets events.
+enum Over {
+    Ended(Ended),
+    Spent,
+}
+
 struct Supervisor {
-    component: String,
-    start: Arc<dyn Start>,
-    timeout: Duration,
+    conditions: Conditions,
     publish: watch::Sender<State>,
     /// None while the program is down.
-    process: Option<Process>,
-    end: watch::Sender<Option<Ended>>,
+    running: Option<Running>,
+    backoff: Backoff,
+    /// Runs that have been replaced and have not ended.
+    replaced: JoinSet<()>,
 }
 
 impl Supervisor {
@@ -155,62 +265,93 @@ impl Supervisor {
         };
         self.publish.send_replace(State::Stopping);
         // Without a grace nobody is left who uses the program: dropping it kills it.
-        if let (Some(grace), Some(process)) = (grace, &mut self.process) {
+        if let (Some(grace), Some(running)) = (grace, &mut self.running) {
             // How it ends is nobody's concern any more.
-            let _ = process.stop(grace).await;
+            let _ = running.process.stop(grace).await;
         }
-        self.process = None;
+        self.running = None;
+        self.replaced.shutdown().await;
         self.publish.send_replace(State::Stopped);
     }
 
     async fn keep_running(&mut self) -> std::convert::Infallible {
-        let mut pause = SHORTEST_PAUSE;
         loop {
-            let begin = Instant::now();
-            let ended = self.ended().await;
-            if begin.elapsed() > LONGEST_PAUSE {
-                pause = SHORTEST_PAUSE;
-            }
-            let mut why = StartError::new(format!("it {}", ended.how)).with_traceback(&ended.last_words);
-            // In this order: who is told of the end must not be sent to the same run again.
-            self.down(why, pause);
-            self.end.send_replace(Some(ended));
-            let listening = loop {
-                tokio::time::sleep(pause).await;
-                pause = (2 * pause).min(LONGEST_PAUSE);
-                match self.start.start().await {
-                    Ok(listening) => break listening,
-                    Err(error) => why = error,
-                }
-                self.down(why, pause);
+            let Some(running) = &mut self.running else {
+                self.start().await;
+                continue;
             };
-            let (run, process, end) = Run::new(listening, self.timeout);
-            (self.process, self.end) = (Some(process), end);
-            tracing::info!(component = self.component, address = %run.upstream.address(), "started again");
-            self.publish.send_replace(State::Up(run));
+            let run = Arc::clone(&running.run);
+            let over = tokio::select! {
+                ended = running.ended() => Over::Ended(ended),
+                () = run.is_spent.notified() => Over::Spent,
+            };
+            drop(run);
+            match over {
+                Over::Ended(ended) => self.note_end(ended),
+                Over::Spent => self.replace().await,
+            }
+            while self.replaced.try_join_next().is_some() {}
         }
     }
 
-    /// Waits for the end of the program.
-    async fn ended(&mut self) -> Ended {
-        let Some(process) = &mut self.process else {
-            return Ended {
-                how: "is not running".to_owned(),
-                last_words: String::new(),
-            };
-        };
-        let how = match process.ended().await {
-            Ok(exit) => exit.to_string(),
-            Err(error) => format!("ended, nobody can tell how ({error})"),
-        };
-        let last_words = process.last_words().await;
-        self.process = None;
-        Ended { how, last_words }
+    fn note_end(&mut self, ended: Ended) {
+        let Some(running) = self.running.take() else { return };
+        let why = StartError::new(format!("it {}", ended.how)).with_traceback(&ended.last_words);
+        // In this order: who is told of the end must not be sent to the same run again.
+        self.down(why, running.since.elapsed());
+        running.end.send_replace(Some(ended));
     }
 
-    fn down(&self, why: StartError, pause: Duration) {
+    /// Starts the program until it runs.
+    async fn start(&mut self) {
+        loop {
+            let again = match &*self.publish.borrow() {
+                State::Down { again, .. } => *again,
+                _ => Instant::now(),
+            };
+            tokio::time::sleep_until(again).await;
+            match self.conditions.start.start().await {
+                Ok(listening) => return self.up(listening),
+                Err(error) => self.down(error, Duration::ZERO),
+            }
+        }
+    }
+
+    /// Puts another run in the place of one that has had its share of events.
+    async fn replace(&mut self) {
+        let component = self.conditions.component.clone();
+        let started = self.conditions.start.start().await;
+        let Some(old) = self.running.take() else { return };
+        let timeout = self.conditions.timeout;
+        match started {
+            Ok(listening) => {
+                self.up(listening);
+                self.replaced.spawn(old.retire(timeout));
+            }
+            Err(error) => {
+                // Two can't be there at once, where the port is the program's own choice.
+                tracing::info!(component, "ends before it is started again: {error}");
+                self.publish.send_replace(State::Down {
+                    why: Arc::new(StartError::new("it is being replaced after its `max_requests`")),
+                    again: Instant::now(),
+                });
+                old.retire(timeout).await;
+            }
+        }
+    }
+
+    fn up(&mut self, listening: Listening) {
+        let running = Running::new(listening, &self.conditions);
+        let run = Arc::clone(&running.run);
+        tracing::info!(component = self.conditions.component, address = %run.upstream.address(), "started again");
+        self.running = Some(running);
+        self.publish.send_replace(State::Up(run));
+    }
+
+    fn down(&mut self, why: StartError, lived: Duration) {
+        let pause = self.backoff.after(lived);
         tracing::warn!(
-            component = self.component,
+            component = self.conditions.component,
             "down, to be started again in {pause:?}: {why}"
         );
         self.publish.send_replace(State::Down {

@@ -1,6 +1,5 @@
 //! Real programs: Python servers and shell scripts, each in a folder of its own.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
@@ -66,17 +65,8 @@ impl Program {
         let file = folder.path().join("server");
         fs::write(&file, script).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-        let component = Component {
-            name: "server".to_owned(),
-            root: folder.path().to_owned(),
-            engine: EngineKind::Executable,
-            entrypoint: Entrypoint::File("server".into()),
-            environment: BTreeMap::new(),
-            routes: Vec::new(),
-            messages: false,
-            wasm: Default::default(),
-            why: String::new(),
-        };
+        let entrypoint = Entrypoint::File("server".into());
+        let component = Component::new("server", folder.path(), EngineKind::Executable, entrypoint);
         let settings = Settings {
             conventional_port: listen::free_port().unwrap(),
             start_timeout: SECONDS,

@@ -11,13 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 
 use super::connection::Connection;
 use super::head;
 use super::listen::{self, Listener};
 use super::reply::ReplyBody;
+use super::upgrade;
 use crate::event::{Body, BodyError};
 
 /// Servers close connections that nobody uses, the common ones after 2 to 75 s. We close first, so that a request
@@ -46,7 +48,8 @@ pub enum SendError {
     #[error("did not get the whole request: its body broke off: {0}")]
     RequestBody(BodyError),
     #[error("closed the connection without a reply")]
-    NoReply,
+    /// With the request, if it may be sent to another run.
+    NoReply(Option<Box<Request<Body>>>),
     #[error("answered with something that is no HTTP/1.1 reply: {0}")]
     NotHttp(hyper::Error),
 }
@@ -54,7 +57,7 @@ pub enum SendError {
 impl SendError {
     /// Whether the end of the program may be the reason.
     pub fn is_of_the_connection(&self) -> bool {
-        matches!(self, Self::Connect { .. } | Self::NoReply)
+        matches!(self, Self::Connect { .. } | Self::NoReply(_))
     }
 }
 
@@ -99,18 +102,55 @@ impl Upstream {
         self.addresses[0]
     }
 
-    /// Gives `request`, which is one of [`head::outgoing`], to the program and waits for the head of the reply.
-    pub async fn send(self: &Arc<Self>, request: Request<Body>) -> Result<Response<Body>, SendError> {
-        match tokio::time::timeout(self.timeout, self.send_unhurried(request)).await {
+    /// Gives `request`, which is one of [`head::outgoing`], to the program and waits for the head of the reply. With a
+    /// `client` that wants to go on in another protocol, the two do so if the program agrees.
+    pub async fn send(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        client: Option<OnUpgrade>,
+    ) -> Result<Response<Body>, SendError> {
+        let sending = async {
+            match client {
+                None => self.send_unhurried(request).await,
+                Some(client) => self.send_upgrade(request, client).await,
+            }
+        };
+        match tokio::time::timeout(self.timeout, sending).await {
             Ok(sent) => sent,
             Err(_) => Err(SendError::Timeout(self.timeout)),
         }
     }
 
+    /// On a connection of its own, which is never one of HTTP again if the program agrees.
+    async fn send_upgrade(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        client: OnUpgrade,
+    ) -> Result<Response<Body>, SendError> {
+        let mut connection = match self.open().await {
+            Ok(connection) => connection.upgradeable(),
+            Err(source) => {
+                return Err(SendError::Connect {
+                    address: self.address(),
+                    source,
+                    request: Box::new(request),
+                });
+            }
+        };
+        let mut reply = self.exchange_first(&mut connection, request).await?;
+        if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(self.pass_on(connection, reply).await);
+        }
+        upgrade::pass_on(Arc::clone(self), connection, &mut reply, client);
+        let (mut parts, _) = reply.into_parts();
+        head::incoming(&mut parts);
+        Ok(Response::from_parts(parts, Body::empty()))
+    }
+
     async fn send_unhurried(self: &Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
         // The program may be closing the connection just now. A request that may be sent twice is no worse for that;
         // any other one waits for a proof that this program does keep connections.
-        let spare;
+        let mut spare;
         (request, spare) = spare_of(request);
         let mut is_again = false;
         if (spare.is_some() || self.persistent.load(Ordering::Relaxed))
@@ -122,7 +162,7 @@ impl Upstream {
                     return Ok(self.pass_on(connection, reply).await);
                 }
                 Err(mut error) => match error.take_message().or(spare) {
-                    Some(again) if is_closed(error.error()) => (request, is_again) = (again, true),
+                    Some(again) if is_closed(error.error()) => (request, spare, is_again) = (again, None, true),
                     _ => return Err(SendError::from(error.into_error())),
                 },
             }
@@ -130,8 +170,11 @@ impl Upstream {
         let _unanswered = self.queue.as_ref().map(Unanswered::new);
         let mut connection = match self.open().await {
             Ok(connection) => connection,
-            // It is gone, with this request maybe: which must not be the end of its next run as well.
-            Err(_) if is_again => return Err(SendError::NoReply),
+            // It is gone, with this request maybe.
+            Err(_) if is_again => {
+                let may_be_repeated = request.method().is_idempotent();
+                return Err(SendError::NoReply(may_be_repeated.then(|| Box::new(request))));
+            }
             Err(source) => {
                 return Err(SendError::Connect {
                     address: self.address(),
@@ -140,8 +183,11 @@ impl Upstream {
                 });
             }
         };
-        let reply = self.exchange_first(&mut connection, request).await?;
-        Ok(self.pass_on(connection, reply).await)
+        match self.exchange_first(&mut connection, request).await {
+            Ok(reply) => Ok(self.pass_on(connection, reply).await),
+            Err(error) if is_closed(&error) => Err(SendError::NoReply(spare.map(Box::new))),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A new connection, once there is room for it in the queue of those that the program has not accepted.
@@ -331,7 +377,7 @@ impl From<hyper::Error> for SendError {
         } else if error.is_parse() {
             Self::NotHttp(error)
         } else {
-            Self::NoReply
+            Self::NoReply(None)
         }
     }
 }

@@ -1,14 +1,17 @@
-//! Node programs, in worker processes that need nothing but Node 18 or newer. `worker.js` is the other end of the
+//! Node programs, in worker processes that need nothing but Node 18 or newer. What is in `worker/` is the other end of the
 //! channel; it loads the program as its main module and looks at what that offers, in this order:
 //!
 //! | the program | how it gets its events |
 //! |---|---|
 //! | `export default { fetch(request, env, context) }` or `export function fetch` | in frames; replies with a `Response` |
-//! | exports an `http.Server` that does not listen | HTTP, on a port of the worker's choice |
+//! | `export function handler(event, context)`, or a method of the default export | in frames; replies with a value |
+//! | exports an `http.Server` that does not listen, or what has one (Fastify) | HTTP, on a port of the worker's choice |
 //! | listens itself (`http.createServer(...).listen(process.env.PORT)`, Express, Fastify) | HTTP, on that port |
-//! | exports a request listener, `(request, response) => ...`, or an Express application | HTTP, as above |
+//! | exports an Express or Koa application, or `(request, response) => ...` | HTTP, on a port of the worker's choice |
 //! | `export default function (request)` | as `fetch` |
 //! | none of these | HTTP, once it listens on `$PORT` or on the conventional port |
+//!
+//! The default export may be a promise of any of these.
 //!
 //! There is one process in either case: what was loaded to be looked at is what serves. Programs with `fetch` get as
 //! many processes as there are processors; those that listen have one, as when started by hand, and are treated as
@@ -16,7 +19,11 @@
 //!
 //! Network messages go to the method `message` beside `fetch` (`export default { fetch, message }`, or
 //! `export function message`): it is called with the message, which is JSON, as a value, and what it returns is the
-//! reply: a string, bytes, a `Response`'s body, or anything else as JSON. A program that listens gets them as executables do.
+//! reply: a string, bytes, a `Response`'s body, or anything else as JSON. Without it they are events of `handler`. A
+//! program that listens gets them as executables do.
+//!
+//! An error that nobody catches fails the event that it came from, be it by frames or by HTTP; one of no event ends the
+//! process, as always. What the program prints on behalf of an event has that event's id in the log.
 //!
 //! `request.url` is a URL as the URL standard has it: `/%2e%2e/x` is `/x` there. `request.signal` is aborted when the
 //! client goes away. `context.waitUntil(promise)` keeps the process alive until the promise is settled.
@@ -24,8 +31,10 @@
 mod serve;
 #[cfg(test)]
 mod tests;
+mod typescript;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -35,10 +44,21 @@ use serde_json::json;
 
 use super::worker::{self, Language, ReplyHead, Warm};
 use super::{Engine, Settings, StartError};
-use crate::event::{Body, Context};
+use crate::event::{Body, Context, Message};
 use crate::program::{Component, Entrypoint};
 
-const WORKER: &str = include_str!("worker.js");
+/// The worker's parts, in the order in which they run. Each is a function of what they share.
+const WORKER: [&str; 9] = [
+    include_str!("worker/channel.js"),
+    include_str!("worker/errors.js"),
+    include_str!("worker/web.js"),
+    include_str!("worker/exchange.js"),
+    include_str!("worker/reply.js"),
+    include_str!("worker/events.js"),
+    include_str!("worker/serve.js"),
+    include_str!("worker/program.js"),
+    include_str!("worker/main.js"),
+];
 
 /// Reads the worker's source off the channel and runs it, under a name to know its frames by in stack traces.
 const BOOTSTRAP: &str = "\
@@ -55,20 +75,23 @@ const BOOTSTRAP: &str = "\
     return data;
   };
   const source = take(take(4).readUInt32LE()).toString();
-  const run = new (require('vm').Script)(source, { filename: '<polyinit worker>' }).runInThisContext();
-  run({ channel, require, load: (url) => import(url) });
+  const parts = new (require('vm').Script)(source, { filename: '<polyinit worker>' }).runInThisContext();
+  const shared = { descriptor: channel, require, load: (url) => import(url) };
+  for (const part of parts) part(shared);
 }";
 
 /// Node, with what it is told beside the component itself.
+#[derive(Default)]
 struct Node {
     /// `PORT` and `HOST`, for programs that listen.
     environment: Vec<(String, String)>,
+    /// What Node needs to be told to run TypeScript.
+    flags: Vec<&'static str>,
 }
 
 /// Starts an interpreter that waits for a program, for [`start`] to take. Does nothing where there is no Node.
 pub fn warm_up(warm: &Warm, settings: &Settings) {
-    let environment = Vec::new();
-    warm.put(Arc::new(Node { environment }), settings);
+    warm.put(Arc::new(Node::default()), settings);
 }
 
 /// Starts the workers of a Node component, or the one that serves HTTP itself.
@@ -77,7 +100,7 @@ pub fn warm_up(warm: &Warm, settings: &Settings) {
 /// With the program's stack trace where it can't be loaded, and as [`super::executable::start`] where it neither
 /// exports anything nor listens.
 pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
-    let (language, lookout) = serve::prepare(component, settings)?;
+    let (language, lookout) = serve::prepare(component, settings).await?;
     let first = worker::launch(&language, component, settings).await?;
     if first.found.listens {
         return serve::start(component, settings, lookout, first).await;
@@ -91,19 +114,24 @@ impl Language for Node {
     }
 
     fn command(&self) -> Vec<OsString> {
-        ["node", "-e", BOOTSTRAP].map(OsString::from).to_vec()
+        let words = ["node"]
+            .into_iter()
+            .chain(self.flags.iter().copied())
+            .chain(["-e", BOOTSTRAP]);
+        words.map(OsString::from).collect()
     }
 
     fn preamble(&self) -> Vec<u8> {
-        let mut preamble = (WORKER.len() as u32).to_le_bytes().to_vec();
-        preamble.extend_from_slice(WORKER.as_bytes());
+        let source = format!("[{}]", WORKER.join(","));
+        let mut preamble = (source.len() as u32).to_le_bytes().to_vec();
+        preamble.extend_from_slice(source.as_bytes());
         preamble
     }
 
     fn takes_warm(&self, component: &Component) -> bool {
-        // Node reads them once, when it starts.
+        // Node reads them, and its flags, once, when it starts.
         let early = |name: &String| matches!(&name[..], "NODE_OPTIONS" | "NODE_EXTRA_CA_CERTS");
-        !component.environment.keys().any(early)
+        self.flags.is_empty() && !component.environment.keys().any(early)
     }
 
     fn load(&self, component: &Component, settings: &Settings) -> Result<Vec<u8>, StartError> {
@@ -124,11 +152,21 @@ impl Language for Node {
             "root": component.root,
             "file": file,
             "environment": environment,
+            "event_timeout": settings.event_timeout.as_secs_f64(),
+            "body_limit": settings.body_limit,
         });
         Ok(load.to_string().into_bytes())
     }
 
-    /// `u32 length of the JSON | [method, scheme, host, target, [name, value, ...], whole] | body, where it is whole`
+    /// `id \n message`
+    fn encode_message(&self, out: &mut BytesMut, context: &Context, message: &Message) {
+        // Writing to memory does not fail.
+        let _ = writeln!(out.writer(), "{}", context.id);
+        out.put_slice(message.body.as_bytes());
+    }
+
+    /// `u32 length of the JSON | [method, scheme, host, target, [name, value, ...], whole, id, client] | body, where it is
+    /// whole`
     fn encode_request(&self, out: &mut BytesMut, context: &Context, head: &Parts, body: Option<&Bytes>) {
         let start = out.len();
         out.put_u32_le(0);
@@ -161,7 +199,13 @@ impl Language for Node {
             out.put_u8(b',');
             string(out, value);
         }
-        out.put_slice(if body.is_some() { b"],true]" } else { b"],false]" });
+        out.put_slice(if body.is_some() { b"],true," } else { b"],false," });
+        // Writing to memory does not fail.
+        let _ = write!(out.writer(), "\"{}\",", context.id);
+        let _ = match context.client {
+            Some(client) => write!(out.writer(), "\"{}\"]", client.ip()),
+            None => write!(out.writer(), "null]"),
+        };
         let length = (out.len() - start - 4) as u32;
         out[start..start + 4].copy_from_slice(&length.to_le_bytes());
         if let Some(body) = body {

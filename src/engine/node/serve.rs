@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Node;
+use super::{Node, typescript};
 use crate::engine::executable::{self, Listening, Lookout, Ports, Start, Starting, blind};
 use crate::engine::worker::{self, Language, Launched};
 use crate::engine::{Engine, Settings, StartError};
@@ -35,7 +35,7 @@ pub async fn start(
 
 impl Server {
     async fn launch(&self) -> Result<Listening, StartError> {
-        let (language, lookout) = prepare(&self.component, &self.settings)?;
+        let (language, lookout) = prepare(&self.component, &self.settings).await?;
         let launched = worker::launch(&language, &self.component, &self.settings).await?;
         self.listening(lookout, launched).await
     }
@@ -66,10 +66,11 @@ impl Start for Server {
 /// What to tell Node, and how to see where its program listens.
 ///
 /// # Errors
-/// As [`Ports::choose`], or the kernel does not tell what listens.
-pub fn prepare(component: &Component, settings: &Settings) -> Result<(Arc<dyn Language>, Lookout), StartError> {
+/// As [`Ports::choose`] and [`typescript::flags`], or the kernel does not tell what listens.
+pub async fn prepare(component: &Component, settings: &Settings) -> Result<(Arc<dyn Language>, Lookout), StartError> {
+    let flags = typescript::flags(component, settings).await?;
     let ports = Ports::choose(component, settings)?;
     let environment = ports.environment.clone();
     let lookout = Lookout::new(ports, settings).map_err(|error| blind(&component.name, &error))?;
-    Ok((Arc::new(Node { environment }), lookout))
+    Ok((Arc::new(Node { environment, flags }), lookout))
 }

@@ -32,17 +32,8 @@ impl Program {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        let component = Component {
-            name: "program".to_owned(),
-            root: folder.path().to_owned(),
-            engine: EngineKind::Node,
-            entrypoint: Entrypoint::File(files[0].0.into()),
-            environment: Default::default(),
-            routes: Vec::new(),
-            messages: false,
-            wasm: Default::default(),
-            why: String::new(),
-        };
+        let entrypoint = Entrypoint::File(files[0].0.into());
+        let component = Component::new("program", folder.path(), EngineKind::Node, entrypoint);
         let conventional = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let settings = Settings {
             conventional_port: conventional.local_addr().unwrap().port(),
@@ -509,7 +500,7 @@ async fn messages() {
     let failure = engine.handle(Event::message("{}")).await.unwrap_err();
     assert_eq!(
         failure.message,
-        "the program takes no messages: it exports no `message`"
+        "the program takes no messages: it exports neither `message` nor `handler`"
     );
 }
 

@@ -32,6 +32,18 @@ pub fn text(out: &mut BytesMut, value: &str) {
     out.put_slice(value.as_bytes());
 }
 
+/// Text as bytes: for what is shorter displayed than described.
+pub fn displayed(out: &mut BytesMut, value: impl std::fmt::Display) {
+    use std::fmt::Write;
+    out.put_u8(b's');
+    let length = out.len();
+    out.put_u32_le(0);
+    // A buffer that grows takes everything.
+    let _ = write!(out, "{value}");
+    let written = (out.len() - length - 4) as u32;
+    out[length..length + 4].copy_from_slice(&written.to_le_bytes());
+}
+
 /// Begins a tuple; its elements follow.
 pub fn tuple(out: &mut BytesMut, length: u8) {
     out.put_u8(b')');

@@ -1,10 +1,12 @@
-//! Python programs: ASGI 3.0 applications in worker processes that need nothing but the standard library.
+//! Python programs: ASGI and WSGI applications and plain functions, in worker processes that need nothing but the
+//! standard library.
 //!
-//! `worker.py` is the other end of the channel. Heads travel in [`marshal`], which the interpreter decodes in one call.
+//! `worker/` is the other end of the channel. Heads travel in [`marshal`], which the interpreter decodes in one call.
 
 mod marshal;
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -15,15 +17,32 @@ use serde_json::json;
 
 use super::worker::{self, Language, ReplyHead, Warm};
 use super::{Engine, Settings, StartError};
-use crate::event::{Body, Context};
+use crate::event::{Body, Context, Message};
 use crate::program::{Component, Entrypoint};
 
-const WORKER: &str = include_str!("worker.py");
+const INTERPRETER: &str = "python3";
 
-/// Reads the worker's source off the channel and runs it: no file in the program's file system, no 20 KB in the list
-/// of processes, and a name to know its frames by in tracebacks.
+/// The worker's modules, by the names that they are imported under.
+const WORKER: [(&str, &str); 12] = [
+    ("polyinit_worker", include_str!("worker/__init__.py")),
+    ("polyinit_worker.asgi", include_str!("worker/asgi.py")),
+    ("polyinit_worker.channel", include_str!("worker/channel.py")),
+    ("polyinit_worker.exchange", include_str!("worker/exchange.py")),
+    ("polyinit_worker.handler", include_str!("worker/handler.py")),
+    ("polyinit_worker.main", include_str!("worker/main.py")),
+    ("polyinit_worker.output", include_str!("worker/output.py")),
+    ("polyinit_worker.program", include_str!("worker/program.py")),
+    ("polyinit_worker.report", include_str!("worker/report.py")),
+    ("polyinit_worker.threads", include_str!("worker/threads.py")),
+    ("polyinit_worker.websocket", include_str!("worker/websocket.py")),
+    ("polyinit_worker.wsgi", include_str!("worker/wsgi.py")),
+];
+
+/// Reads the worker's modules off the channel and runs them: no file in the program's file system, no 40 KB in the
+/// list of processes, and names to know their frames by in tracebacks. Each is compiled when it is imported.
 const BOOTSTRAP: &str = "\
-import os, sys
+import marshal, os, sys
+from importlib.machinery import ModuleSpec
 channel = int(sys.argv[1])
 def take(count):
     data = b''
@@ -33,17 +52,52 @@ def take(count):
             sys.exit(0)
         data += piece
     return data
-source = take(int.from_bytes(take(4), 'little'))
-exec(compile(source, '<polyinit worker>', 'exec'), {'__name__': '__main__'})
+sources = dict(marshal.loads(take(int.from_bytes(take(4), 'little'))))
+class Embedded:
+    def find_spec(name, path=None, target=None):
+        if name in sources:
+            return ModuleSpec(name, Embedded, origin='<polyinit>', is_package='.' not in name)
+    def create_module(spec):
+        pass
+    def exec_module(module):
+        name = module.__name__
+        exec(compile(sources[name], '<polyinit ' + name + '>', 'exec'), module.__dict__)
+sys.meta_path.insert(0, Embedded)
+from polyinit_worker.main import main
+main()
 ";
 
-/// CPython, by the name that Debian, Alpine and the official images have.
-struct Python;
+/// CPython: by the name that Debian, Alpine and the official images have, unless the program brings its own.
+#[derive(Default)]
+struct Python {
+    own: Option<PathBuf>,
+}
+
+impl Python {
+    /// For a program that stands in `root`: the interpreter of its virtual environment, where that is another one than
+    /// the machine's. (One that is the same may be warm already; what is installed beside it is found all the same.)
+    fn of(root: &Path) -> Self {
+        let machines = std::env::var_os("PATH").and_then(|path| {
+            std::env::split_paths(&path)
+                .map(|folder| folder.join(INTERPRETER))
+                .find(|file| file.is_file())
+        });
+        let machines = machines.and_then(|file| file.canonicalize().ok());
+        let own = [root.join(".venv"), root.join("venv"), "/opt/venv".into()]
+            .into_iter()
+            .map(|folder| folder.join("bin").join(INTERPRETER))
+            .find_map(|file| Some((file.canonicalize().ok()?, file)));
+        let own = own.filter(|(real, _)| Some(real) != machines.as_ref());
+        Self {
+            own: own.map(|(_, file)| file),
+        }
+    }
+}
 
 /// Starts an interpreter that waits for a program, for [`start`] to take. The machine does this while it waits for
 /// its configuration. Does nothing where there is no Python.
 pub fn warm_up(warm: &Warm, settings: &Settings) {
-    warm.put(Arc::new(Python), settings);
+    warm.put(Arc::new(Python::default()), settings);
 }
 
 /// Starts the workers of a Python component.
@@ -51,7 +105,7 @@ pub fn warm_up(warm: &Warm, settings: &Settings) {
 /// # Errors
 /// With the program's traceback where it can't be imported or refuses to start.
 pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
-    worker::start(Arc::new(Python), component, settings).await
+    worker::start(Arc::new(Python::of(&component.root)), component, settings).await
 }
 
 impl Language for Python {
@@ -61,14 +115,25 @@ impl Language for Python {
 
     fn command(&self) -> Vec<OsString> {
         // -u: what a program prints is seen when it prints it; -X utf8 is what a machine without locales needs.
-        ["python3", "-u", "-X", "utf8", "-c", BOOTSTRAP]
-            .map(OsString::from)
-            .to_vec()
+        let interpreter = self.own.as_deref().unwrap_or(Path::new(INTERPRETER));
+        let arguments = ["-u", "-X", "utf8", "-c", BOOTSTRAP].map(OsString::from);
+        std::iter::once(interpreter.into()).chain(arguments).collect()
+    }
+
+    fn takes_warm(&self, _: &Component) -> bool {
+        self.own.is_none()
     }
 
     fn preamble(&self) -> Vec<u8> {
-        let mut preamble = (WORKER.len() as u32).to_le_bytes().to_vec();
-        preamble.extend_from_slice(WORKER.as_bytes());
+        let mut sources = BytesMut::new();
+        marshal::tuple(&mut sources, WORKER.len() as u8);
+        for (name, source) in WORKER {
+            marshal::tuple(&mut sources, 2);
+            marshal::text(&mut sources, name);
+            marshal::text(&mut sources, source);
+        }
+        let mut preamble = (sources.len() as u32).to_le_bytes().to_vec();
+        preamble.extend_from_slice(&sources);
         preamble
     }
 
@@ -92,13 +157,16 @@ impl Language for Python {
             "attribute": attribute,
             "environment": environment,
             "start_timeout": settings.start_timeout.as_secs_f64(),
+            "event_timeout": settings.event_timeout.as_secs_f64(),
+            "body_limit": settings.body_limit,
         });
         Ok(load.to_string().into_bytes())
     }
 
-    /// `(method, path, raw_path, query_string, http_version, scheme, headers, client, server, body)`
+    /// `(event, method, path, raw_path, query_string, http_version, scheme, headers, client, server, body)`
     fn encode_request(&self, out: &mut BytesMut, context: &Context, head: &Parts, body: Option<&Bytes>) {
-        marshal::tuple(out, 10);
+        marshal::tuple(out, 11);
+        marshal::displayed(out, context.id);
         marshal::text(out, head.method.as_str());
         let raw_path = head.uri.path();
         match &context.decoded_path {
@@ -145,6 +213,13 @@ impl Language for Python {
         }
     }
 
+    /// `(event, body)`
+    fn encode_message(&self, out: &mut BytesMut, context: &Context, message: &Message) {
+        marshal::tuple(out, 2);
+        marshal::displayed(out, context.id);
+        marshal::text(out, &message.body);
+    }
+
     /// `(status, headers, body)`
     fn decode_reply(&self, payload: Bytes) -> Result<ReplyHead, String> {
         let mut reader = marshal::Reader::new(payload);
@@ -180,6 +255,17 @@ impl Language for Python {
         let body = reader
             .binary()
             .map_err(|reason| format!("the program's body is wrong: {reason}"))?;
+        // A reply to HEAD, or a 304, has the length of a body that it doesn't have (RFC 9110, section 8.6).
+        if !body.is_empty()
+            && let Some(length) = headers.get(http::header::CONTENT_LENGTH)
+            && length.to_str().ok().and_then(|length| length.parse().ok()) != Some(body.len())
+        {
+            return Err(format!(
+                "the program sent a content-length of {}, and a body of {} bytes",
+                length.to_str().unwrap_or("nonsense"),
+                body.len()
+            ));
+        }
         Ok(ReplyHead { response, body })
     }
 }

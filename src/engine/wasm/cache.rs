@@ -83,11 +83,15 @@ impl Cache {
 
     /// Keeps `compiled` for the next run.
     pub(super) fn keep(&self, key: &Key, compiled: &[u8]) -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.directory)?;
+        let mut file = tempfile::Builder::new()
+            .prefix(UNFINISHED)
+            .tempfile_in(&self.directory)?;
         file.write_all(compiled)?;
         let mut checksum = Checksum::default();
         checksum.update(compiled);
-        let path = self.directory.join(format!("{}{}{EXTENSION}", key.0, checksum.finish()));
+        let path = self
+            .directory
+            .join(format!("{}{}{EXTENSION}", key.0, checksum.finish()));
         file.persist(&path)?;
         self.trim(&path);
         Ok(())
@@ -214,7 +218,13 @@ mod tests {
         let abandoned = directory.path().join(format!("{UNFINISHED}x"));
         let aged = |path: &Path, seconds| {
             let then = SystemTime::now() - Duration::from_secs(seconds);
-            File::options().create(true).append(true).open(path).unwrap().set_modified(then).unwrap();
+            File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .unwrap()
+                .set_modified(then)
+                .unwrap();
         };
         aged(&abandoned, 2 * ABANDONED.as_secs());
         for (key, age) in keys[..2].iter().zip([20, 10]) {

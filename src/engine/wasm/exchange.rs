@@ -9,10 +9,10 @@ use http::header::{CONTENT_LENGTH, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use wasmtime_wasi_http::WasiBody;
 
+use super::failure;
 use super::host::wasi_body;
 use super::log::Log;
 use super::run::{Run, Unfinished, finished};
-use super::failure;
 use crate::event::{Body, Context, Failure, Reply};
 
 /// Where the guest's response, or the error in place of it, is put while the guest is polled.

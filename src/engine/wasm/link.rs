@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{Linker, Module, Store};
-use wasmtime_wasi::{WasiCtxBuilder, p1};
 use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi::{WasiCtxBuilder, p1};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 

@@ -238,7 +238,10 @@ impl Progress {
         let shown = path.display().to_string();
         let told = move || {
             if ended.recv_timeout(LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
-                tracing::info!("compiling {shown} ({} KiB), which takes a moment the first time", length >> 10);
+                tracing::info!(
+                    "compiling {shown} ({} KiB), which takes a moment the first time",
+                    length >> 10
+                );
             }
         };
         // Without a thread nothing is told, and nothing else is amiss.
@@ -389,7 +392,10 @@ mod tests {
             let _ = std::fs::remove_file(directory.path().join("hello.wasm"));
             assert!(load(&Engine::default(), &compiled).is_err());
             std::fs::write(directory.path().join("hello.wasm"), &wasm).unwrap();
-            assert!(matches!(load(&Engine::default(), &compiled), Ok(Code::Module(_))), "{name}");
+            assert!(
+                matches!(load(&Engine::default(), &compiled), Ok(Code::Module(_))),
+                "{name}"
+            );
         }
     }
 

@@ -15,6 +15,7 @@ mod command;
 mod exchange;
 mod failure;
 mod host;
+pub mod inspect;
 mod instances;
 mod limits;
 mod link;
@@ -32,7 +33,7 @@ mod stdio;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,6 +52,7 @@ use self::run::Terms;
 use self::runtime::{Kind, Runtime};
 use super::{Engine, Handling, Settings, StartError, Working};
 use crate::event::{Context, Event, Failure, FailureKind, Input};
+use crate::program::limits::Size;
 use crate::program::{Component, Entrypoint};
 
 /// Compiles and links the component's Wasm file.
@@ -68,7 +70,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
     let path = component.root.join(file);
     let shown = file.display().to_string();
     let cache = settings.cache.clone();
-    let (sandbox, cores) = (component.wasm.clone(), settings.cores);
+    let (sandbox, cores) = (component.keys.wasm.clone(), settings.cores);
     // Compiling takes seconds for a large program.
     let prepared = tokio::task::spawn_blocking(move || {
         let source = Source::read(&path)?;
@@ -90,7 +92,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
         })?
         .map_err(|error| StartError::new(format!("{} broke the compiler: {error}", file.display())))??;
     let name: Arc<str> = component.name.as_str().into();
-    let sandbox = &component.wasm;
+    let sandbox = &component.keys.wasm;
     for directory in &sandbox.directories {
         host::open(&mut WasiCtxBuilder::new(), directory).map_err(StartError::new)?;
     }
@@ -114,7 +116,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
         timeout: settings.event_timeout,
         body_limit: settings.body_limit,
         memories: linked.memories,
-        memory_limit: memory_limit(sandbox.memory, runtime)?,
+        memory_limit: memory_limit(component.keys.memory, runtime)?,
         fuel: sandbox.fuel.map(NonZeroU64::get),
         stop: CancellationToken::new(),
         guests: TaskTracker::new(),
@@ -155,17 +157,16 @@ fn environment(component: &Component, settings: &Settings) -> Vec<(String, Strin
     all.into_iter().collect()
 }
 
-/// The memory that one instance may have, in bytes: what the program says in MiB, or what the machine has for one.
-fn memory_limit(said: Option<NonZeroU32>, runtime: &Runtime) -> Result<usize, StartError> {
+/// The memory that one instance may have, in bytes: what the program says, or what the machine has for one.
+fn memory_limit(said: Option<Size>, runtime: &Runtime) -> Result<usize, StartError> {
     let most = runtime.budget.per_guest();
     let Some(said) = said else { return Ok(most) };
-    usize::try_from(said.get())
+    usize::try_from(said.0)
         .ok()
-        .and_then(|said| said.checked_mul(1 << 20))
         .filter(|said| *said <= most)
         .ok_or_else(|| {
             StartError::new(format!(
-                "memory = {said}: an instance has {} MiB at most on this machine",
+                "memory is {said}: an instance has {} MiB at most on this machine",
                 most >> 20
             ))
         })
@@ -248,7 +249,10 @@ impl Engine for Wasm {
                     (None, Some(command)) => command::http(&shared, command, request, &context).await,
                     (None, None) => Err(Failure::new(
                         FailureKind::NotFound,
-                        format!("{} takes no HTTP requests: it is there for messages alone", shared.component),
+                        format!(
+                            "{} takes no HTTP requests: it is there for messages alone",
+                            shared.component
+                        ),
                     )),
                 },
                 Input::Message(body) => match (message, command) {

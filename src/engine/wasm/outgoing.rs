@@ -23,9 +23,7 @@ use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
-use wasmtime_wasi_http::{
-    DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, RequestOptions, WasiBody, WasiHttpHooks,
-};
+use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, RequestOptions, WasiBody, WasiHttpHooks};
 
 use self::connect::{Connector, Unconnected};
 use super::host::wasi_body;
@@ -43,8 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Connections to one host that are kept between requests, and for how long.
 const KEPT: usize = 32;
 const KEPT_FOR: Duration = Duration::from_secs(30);
-/// The host that is the program itself, and the one that is the guest API.
+/// The host that is the program itself, what ends a host that is one of its components, and the host that is the guest API.
 const PROGRAM: &str = "self";
+const INTERNAL: &str = ".internal";
 const ALEPH: &str = "aleph";
 
 type Sending<T> = Box<dyn Future<Output = Result<T, HttpError>> + Send>;
@@ -94,24 +93,32 @@ impl Outgoing {
     fn way(&self, uri: &Uri) -> Result<Way, String> {
         let host = uri.host().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        for (name, rule, way) in [
-            (PROGRAM, HostRule::Program, Way::Program),
-            (ALEPH, HostRule::Aleph, Way::Host),
-        ] {
-            if bare == name && self.rules.contains(&rule) {
-                return Ok(way);
-            }
+        let component = bare.ends_with(INTERNAL);
+        if (bare == PROGRAM || component) && self.rules.contains(&HostRule::Program) {
+            return Ok(Way::Program);
+        }
+        if bare == ALEPH && self.rules.contains(&HostRule::Aleph) {
+            return Ok(Way::Host);
         }
         let https = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
         let scheme = if https { Scheme::Https } else { Scheme::Http };
         let usual = if https { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(usual);
-        if self.rules.iter().any(|rule| rule.names(bare) && rule.permits(scheme, port)) {
+        if self
+            .rules
+            .iter()
+            .any(|rule| rule.names(bare) && rule.permits(scheme, port))
+        {
             return Ok(Way::Host);
         }
-        let port = if port == usual { String::new() } else { format!(":{port}") };
+        let port = if port == usual {
+            String::new()
+        } else {
+            format!(":{port}")
+        };
         Err(match bare {
             PROGRAM | ALEPH => bare.to_owned(),
+            _ if component => PROGRAM.to_owned(),
             _ => format!("{}://{host}{port}", scheme.as_str()),
         })
     }
@@ -147,7 +154,11 @@ impl Hooks {
         self.depth = context.depth;
     }
 
-    fn send(&mut self, mut request: http::Request<WasiBody>, options: RequestOptions) -> Result<Sending<Answer>, HttpError> {
+    fn send(
+        &mut self,
+        mut request: http::Request<WasiBody>,
+        options: RequestOptions,
+    ) -> Result<Sending<Answer>, HttpError> {
         let way = self.outgoing.way(request.uri()).map_err(|line| {
             let uri = request.uri();
             self.log.refuse(&format!(
@@ -159,23 +170,27 @@ impl Hooks {
         })?;
         let open = self.open.get_or_insert_with(|| Arc::new(Semaphore::new(OPEN)));
         let permit = open.clone().try_acquire_owned().map_err(|_| {
-            self.log
-                .refuse(&format!("refused a request: {OPEN} are under way already for one instance"));
+            self.log.refuse(&format!(
+                "refused a request: {OPEN} are under way already for one instance"
+            ));
             HttpError::ConnectionLimitReached
         })?;
         match way {
             Way::Host => {
                 let outgoing = self.outgoing.clone();
                 let log = self.log.clone();
-                Ok(Box::new(async move { outgoing.exchange(request, options, permit, &log).await }))
+                Ok(Box::new(async move {
+                    outgoing.exchange(request, options, permit, &log).await
+                }))
             }
             Way::Program => {
                 if self.depth >= DEPTH {
                     return Err(HttpError::LoopDetected);
                 }
-                let path = request.uri().path_and_query().cloned();
-                let path = path.unwrap_or(PathAndQuery::from_static("/"));
-                *request.uri_mut() = Uri::from(path);
+                if request.uri().host() == Some(PROGRAM) {
+                    let path = request.uri().path_and_query().cloned();
+                    *request.uri_mut() = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
+                }
                 let mut event = Event::http(request.map(Body::stream));
                 event.context.depth = self.depth + 1;
                 let loopback = self.outgoing.loopback.clone();
@@ -290,10 +305,7 @@ impl HttpBody for Received {
     type Data = Bytes;
     type Error = HttpError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.waiting = None;
             return Poll::Ready(frame);
@@ -301,7 +313,9 @@ impl HttpBody for Received {
         let Some(patience) = self.patience else {
             return Poll::Pending;
         };
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(waiting.as_mut().poll(cx));
         Poll::Ready(Some(Err(HttpError::ConnectionReadTimeout)))
     }
@@ -333,6 +347,7 @@ mod tests {
             "http://127.0.0.1:81/",
             "https://[::1]/",
             "http://self/x",
+            "http://shop.internal/x",
             "http://aleph/api",
         ] {
             let line = way(&["https://other.example.org"], uri).err().unwrap();
@@ -343,6 +358,7 @@ mod tests {
     #[test]
     fn a_host_called_self_is_none_unless_it_is_named() {
         assert!(matches!(way(&["self"], "http://self/"), Ok(Way::Program)));
+        assert!(matches!(way(&["self"], "http://shop.internal/"), Ok(Way::Program)));
         assert!(matches!(way(&["http://self"], "http://self/"), Ok(Way::Host)));
         assert!(way(&["self"], "http://self.example.org/").is_err());
     }

@@ -45,7 +45,10 @@ pub(super) async fn http(
     let guest = Box::pin(async move {
         let handled = async {
             let (guest, store) = place.guest(&instances.template).await?;
-            guest.wasi_http_incoming_handler().call_handle(store, request, out).await
+            guest
+                .wasi_http_incoming_handler()
+                .call_handle(store, request, out)
+                .await
         };
         match handled.await {
             Ok(()) => {

@@ -1,8 +1,8 @@
 //! What all Wasm guests of the process share: the `wasmtime::Engine`, made when the first Wasm program is started, the
 //! slots that instances are made in, and the ticker that makes busy guests yield.
 
-use std::sync::{LazyLock, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
 const PER_SLOT: u32 = 8;
 /// Free slots that keep the pages of their last guest.
 const WARM_SLOTS: u32 = 16;
+/// When an event that was turned away is worth another try.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Events that wait for a slot at once.
 const QUEUE: usize = 1024;
 /// The stack of one guest, in bytes: a megabyte is what native programs have that recurse as deep.
@@ -130,8 +132,14 @@ impl Runtime {
     /// Waits for places that others have now.
     async fn queue(&'static self, wanted: u32) -> Result<SemaphorePermit<'static>, Failure> {
         let full = |how: String| {
-            let message = format!("all {} places for Wasm instances are taken, {how}; try again later", self.slot_count);
-            Failure::new(FailureKind::Unavailable, message)
+            let message = format!(
+                "all {} places for Wasm instances are taken, {how}; try again later",
+                self.slot_count
+            );
+            Failure {
+                retry_after: Some(RETRY_AFTER),
+                ..Failure::new(FailureKind::Unavailable, message)
+            }
         };
         let _queued = Queued::enter(&self.queued).ok_or_else(|| full(format!("and {QUEUE} events wait for one")))?;
         let slow = || full(format!("and none became free within {} s", SLOT_TIMEOUT.as_secs()));

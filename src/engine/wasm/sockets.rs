@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wasmtime::component::{Accessor, HasData, Linker, Resource};
+use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup as p2;
 use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpAddress, Network};
 use wasmtime_wasi::p2::{DynPollable, SocketError};
 use wasmtime_wasi::p3::bindings::sockets::ip_name_lookup as p3;
 use wasmtime_wasi::p3::bindings::sockets::types as p3_types;
 use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtxView, WasiSocketsView as _};
-use wasmtime_wasi::WasiCtxBuilder;
 
 use super::host::ComponentHost;
 use super::log::Log;
@@ -68,7 +68,10 @@ impl Sockets {
                 return address.ip().to_canonical().is_unspecified() && address.port() == 0;
             }
             SocketAddrUse::TcpListen | SocketAddrUse::TcpAccept => {
-                self.refuse("listen", "guests have no sockets of their own to listen on; they are given requests");
+                self.refuse(
+                    "listen",
+                    "guests have no sockets of their own to listen on; they are given requests",
+                );
                 return false;
             }
         };
@@ -83,7 +86,10 @@ impl Sockets {
         });
         drop(known);
         if !allowed && !matches!(usage, SocketAddrUse::UdpReceive) {
-            self.refuse_host(&format!("connect to {address}"), &format!("{}://{address}", scheme.as_str()));
+            self.refuse_host(
+                &format!("connect to {address}"),
+                &format!("{}://{address}", scheme.as_str()),
+            );
         }
         allowed
     }
@@ -178,10 +184,7 @@ impl network::Host for Lookup<'_> {
         network::Host::convert_error_code(&mut self.wasi, error)
     }
 
-    fn network_error_code(
-        &mut self,
-        error: Resource<wasmtime::Error>,
-    ) -> wasmtime::Result<Option<ErrorCode>> {
+    fn network_error_code(&mut self, error: Resource<wasmtime::Error>) -> wasmtime::Result<Option<ErrorCode>> {
         network::Host::network_error_code(&mut self.wasi, error)
     }
 }

@@ -72,15 +72,9 @@ async fn start_with(settings: &Settings, wat: &str) -> Result<Arc<dyn Engine>, S
 
 async fn start_file(settings: &Settings, root: &Path, file: &str) -> Result<Arc<dyn Engine>, StartError> {
     let component = Component {
-        name: "guest".into(),
-        root: root.to_owned(),
-        engine: EngineKind::Wasm,
-        entrypoint: Entrypoint::File(file.into()),
         environment: [("GREETING".to_owned(), "hello".to_owned())].into(),
-        routes: Vec::new(),
         messages: true,
-        wasm: Default::default(),
-        why: String::new(),
+        ..Component::new("guest", root, EngineKind::Wasm, Entrypoint::File(file.into()))
     };
     start(&component, settings).await
 }

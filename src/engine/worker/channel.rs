@@ -6,23 +6,27 @@
 //! others.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::Request;
+use http::request::Parts;
 use http_body::{Body as HttpBody, Frame as BodyFrame};
 use http_body_util::BodyExt;
-use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::frame::{self, Frame, FrameError, Kind, PIECE, WINDOW};
-use super::{Fault, Language, ReplyHead};
-use crate::event::{Body, BodyError, Event, Failure, FailureKind, Input, Reply};
+use super::frame::{self, Frame, FrameError, Kind, PIECE, TELL, WINDOW};
+use super::socket::Socket;
+use super::{Fault, Language, ReplyHead, websocket};
+use crate::event::{Body, BodyError, Context, Event, Failure, FailureKind, Input, Reply};
 
 /// How many events may be with one worker at once.
 const STREAMS: usize = 4096;
@@ -30,10 +34,13 @@ const STREAMS: usize = 4096;
 /// Room that is made for each read, in bytes.
 const READ: usize = 64 << 10;
 
+/// Where the worker's first word comes from: what it found, or why its program can't be started.
+pub type FirstWord = oneshot::Receiver<Result<Bytes, Fault>>;
+
 /// The host's end of the socketpair, shared by all who have events with the worker.
 pub struct Channel {
     language: Arc<dyn Language>,
-    socket: UnixStream,
+    socket: Socket,
     outgoing: Mutex<BytesMut>,
     /// What was read and is no whole frame yet. Locked by whoever runs the channel.
     incoming: tokio::sync::Mutex<BytesMut>,
@@ -45,6 +52,8 @@ pub struct Channel {
     heard: AtomicU64,
     /// Something was heard: whoever waits for a sign of life looks again.
     sign_of_life: Notify,
+    /// The largest message of a WebSocket, where the program takes any; unset, their requests are requests as all are.
+    websockets: OnceLock<usize>,
 }
 
 #[derive(Default)]
@@ -59,6 +68,7 @@ struct Streams {
 
 /// What is known here of one event that the worker has.
 struct Stream {
+    began: Instant,
     state: State,
     /// Permits are bytes of the request's body that may still be sent; `None` where it went whole.
     window: Option<Arc<Semaphore>>,
@@ -69,10 +79,16 @@ struct Stream {
 enum State {
     Waiting(oneshot::Sender<Result<Reply, Failure>>),
     Streaming {
-        pieces: mpsc::UnboundedSender<Result<Bytes, BodyError>>,
+        pieces: mpsc::UnboundedSender<Result<BodyFrame<Bytes>, BodyError>>,
         /// Bytes that the reader of the reply's body has not taken yet.
         untaken: Arc<AtomicUsize>,
     },
+    /// A WebSocket that the program may accept, or deny with a reply like any other.
+    Connecting {
+        waiting: oneshot::Sender<Result<Reply, Failure>>,
+        socket: websocket::ToSocket,
+    },
+    Socket(websocket::ToSocket),
 }
 
 impl Drop for Stream {
@@ -97,10 +113,11 @@ pub enum ChannelError {
 impl Channel {
     /// Takes the host's end, and returns with the channel the worker's first word: what was found in the program, or
     /// why it can't be started.
-    pub fn new(
-        language: Arc<dyn Language>,
-        socket: UnixStream,
-    ) -> (Arc<Self>, oneshot::Receiver<Result<Bytes, Fault>>) {
+    ///
+    /// # Errors
+    /// Where the socket can't be watched: epoll_ctl(2).
+    pub fn new(language: Arc<dyn Language>, socket: UnixStream) -> io::Result<(Arc<Self>, FirstWord)> {
+        let socket = Socket::new(socket)?;
         let (start, started) = oneshot::channel();
         let channel = Arc::new(Self {
             language,
@@ -115,8 +132,9 @@ impl Channel {
             began: Instant::now(),
             heard: AtomicU64::new(0),
             sign_of_life: Notify::new(),
+            websockets: OnceLock::new(),
         });
-        (channel, started)
+        Ok((channel, started))
     }
 
     /// Reads and writes until the channel ends; says why it did. May be dropped and run again; whoever sees it end calls
@@ -128,32 +146,46 @@ impl Channel {
         }
     }
 
-    /// Gives an event to the worker and waits for the reply's head. Dropping this tells the worker.
-    pub async fn handle(self: Arc<Self>, event: Event) -> Result<Reply, Failure> {
+    /// Gives an event to the worker and waits for the reply's head. Dropping this tells the worker. Leaves in `spare` the
+    /// event once more, if it may be given to another worker should this one fail (RFC 9110, section 9.2.2).
+    pub async fn handle(self: Arc<Self>, event: Event, spare: &mut Option<Event>) -> Result<Reply, Failure> {
         let Event { context, input } = event;
         let (sender, receiver) = oneshot::channel();
         let pending = match input {
             Input::Message(message) => {
-                let stream = self.open(sender, None)?;
-                self.send(|out| frame::put(out, Kind::Message, stream, message.body.as_bytes()));
+                let stream = self.open(State::Waiting(sender), None)?;
+                self.send(|out| {
+                    frame::put_with(out, Kind::Message, stream, |out| {
+                        self.language.encode_message(out, &context, &message);
+                    });
+                });
                 Pending::new(&self, stream)
             }
-            Input::Http(request) => {
+            Input::Http(mut request) => {
+                if let Some(limit) = self.websockets.get()
+                    && let Some(upgrade) = websocket::upgrade_of(&mut request)
+                {
+                    return websocket::handle(&self, &context, request, upgrade, *limit).await;
+                }
                 let (head, body) = request.into_parts();
                 match body.try_into_bytes() {
                     Ok(whole) if whole.len() <= PIECE => {
-                        let stream = self.open(sender, None)?;
+                        let stream = self.open(State::Waiting(sender), None)?;
                         self.send(|out| {
                             frame::put_with(out, Kind::Request, stream, |out| {
                                 self.language.encode_request(out, &context, &head, Some(&whole));
                             });
                         });
+                        if head.method.is_idempotent() {
+                            let input = Input::Http(Request::from_parts(head, whole.into()));
+                            *spare = Some(Event { context, input });
+                        }
                         Pending::new(&self, stream)
                     }
                     body => {
                         let body = body.map_or_else(|stream| stream, Body::from);
                         let window = Arc::new(Semaphore::new(WINDOW));
-                        let stream = self.open(sender, Some(window.clone()))?;
+                        let stream = self.open(State::Waiting(sender), Some(window.clone()))?;
                         self.send(|out| {
                             frame::put_with(out, Kind::Request, stream, |out| {
                                 self.language.encode_request(out, &context, &head, None);
@@ -179,6 +211,40 @@ impl Channel {
         self.send(|out| frame::put(out, kind, frame::WORKER, payload));
     }
 
+    /// The program takes WebSockets, messages of `limit` bytes at most.
+    pub fn take_websockets(&self, limit: usize) {
+        // The second worker of a component finds the same.
+        let _ = self.websockets.set(limit);
+    }
+
+    /// Opens a stream for a WebSocket and tells the worker of the request for it.
+    pub(super) fn connect(
+        &self,
+        context: &Context,
+        head: &Parts,
+        waiting: oneshot::Sender<Result<Reply, Failure>>,
+        socket: websocket::ToSocket,
+        window: Arc<Semaphore>,
+    ) -> Result<u32, Failure> {
+        let stream = self.open(State::Connecting { waiting, socket }, Some(window))?;
+        self.send(|out| {
+            frame::put_with(out, Kind::Connect, stream, |out| {
+                self.language.encode_request(out, context, head, None);
+            });
+        });
+        Ok(stream)
+    }
+
+    /// Sends a frame that belongs to `stream`.
+    pub(super) fn tell_of(&self, stream: u32, kind: Kind, payload: &[u8]) {
+        self.send(|out| frame::put(out, kind, stream, payload));
+    }
+
+    /// Forgets an event that is over, on both sides.
+    pub(super) fn forget(&self, stream: u32) {
+        self.streams().open.remove(&stream);
+    }
+
     /// How many events the worker has.
     pub fn load(&self) -> usize {
         self.streams().open.len()
@@ -197,6 +263,41 @@ impl Channel {
         heard.as_mut().enable();
         self.tell(Kind::Ping, b"");
         tokio::time::timeout(patience, heard).await.is_ok()
+    }
+
+    /// Ends the events whose reply has not begun after `limit` with `failure`, for as long as this is polled. One timer
+    /// for all of them: one for each would cost every event a wake-up of the event loop.
+    pub async fn expire(&self, limit: Duration, failure: &Failure) -> Infallible {
+        loop {
+            // What comes later than now has its time until after that.
+            let next = self.expire_now(limit, failure).unwrap_or_else(Instant::now) + limit;
+            tokio::time::sleep_until(next.into()).await;
+        }
+    }
+
+    /// Ends the events that are too old, and says when the oldest one of the others began.
+    fn expire_now(&self, limit: Duration, failure: &Failure) -> Option<Instant> {
+        let waiting = |stream: &Stream| matches!(stream.state, State::Waiting(_) | State::Connecting { .. });
+        let late: Vec<u32> = {
+            let streams = self.streams();
+            let late = |stream: &Stream| waiting(stream) && stream.began.elapsed() >= limit;
+            streams
+                .open
+                .iter()
+                .filter(|(_, stream)| late(stream))
+                .map(|(id, _)| *id)
+                .collect()
+        };
+        for stream in late {
+            self.finish_and_cancel(stream, failure.clone());
+        }
+        let streams = self.streams();
+        streams
+            .open
+            .values()
+            .filter(|stream| waiting(stream))
+            .map(|stream| stream.began)
+            .min()
     }
 
     /// Ends every event that the worker still has with `failure`, as well as all that come later.
@@ -227,11 +328,7 @@ impl Channel {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(
-        &self,
-        reply: oneshot::Sender<Result<Reply, Failure>>,
-        window: Option<Arc<Semaphore>>,
-    ) -> Result<u32, Failure> {
+    fn open(&self, state: State, window: Option<Arc<Semaphore>>) -> Result<u32, Failure> {
         let mut streams = self.streams();
         if let Some(failure) = &streams.closed {
             return Err(failure.clone());
@@ -250,7 +347,8 @@ impl Channel {
         }
         let id = streams.last;
         let stream = Stream {
-            state: State::Waiting(reply),
+            began: Instant::now(),
+            state,
             window,
             pump: None,
         };
@@ -259,7 +357,7 @@ impl Channel {
     }
 
     /// Forgets an event that nobody waits for, and tells the worker if it still has it.
-    fn cancel(&self, stream: u32) {
+    pub(super) fn cancel(&self, stream: u32) {
         let removed = self.streams().open.remove(&stream);
         if removed.is_some() {
             self.send(|out| frame::put(out, Kind::Cancel, stream, b""));
@@ -285,36 +383,37 @@ impl Channel {
     async fn write_leftovers(&self) -> io::Error {
         loop {
             self.leftover.notified().await;
-            loop {
-                if let Err(error) = self.socket.writable().await {
-                    return error;
-                }
-                let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
-                match self.socket.try_write(&outgoing) {
-                    Ok(written) => outgoing.advance(written),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return error,
-                }
-                if outgoing.is_empty() {
-                    break;
-                }
+            if let Err(error) = self.write_leftover().await {
+                return error;
             }
         }
+    }
+
+    async fn write_leftover(&self) -> io::Result<()> {
+        let room = self.socket.room()?;
+        let mut empty = false;
+        while !empty {
+            empty = room
+                .write(|| {
+                    let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+                    let written = self.socket.try_write(&outgoing)?;
+                    outgoing.advance(written);
+                    Ok(outgoing.is_empty())
+                })
+                .await?;
+        }
+        Ok(())
     }
 
     async fn read(self: &Arc<Self>) -> ChannelError {
         let mut buffer = self.incoming.lock().await;
         loop {
-            if let Err(error) = self.socket.readable().await {
-                return error.into();
-            }
             if buffer.capacity() - buffer.len() < READ / 4 {
                 buffer.reserve(READ);
             }
-            match self.socket.try_read_buf(&mut *buffer) {
+            match self.socket.read(&mut buffer).await {
                 Ok(0) => return ChannelError::Closed,
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return error.into(),
             }
             self.heard
@@ -337,15 +436,14 @@ impl Channel {
             Kind::Value => self.finish(stream, Ok(Reply::Value(payload))),
             Kind::Failed => {
                 let fault = Fault::decode(&payload);
-                let failure = Failure {
-                    kind: FailureKind::Program,
-                    message: fault.message,
-                    traceback: fault.traceback,
-                };
+                let mut failure = Failure::new(FailureKind::Program, fault.message);
+                failure.traceback = fault.traceback;
                 self.finish(stream, Err(failure));
             }
             Kind::Piece => self.take_piece(stream, payload),
-            Kind::End => drop(self.streams().open.remove(&stream)),
+            Kind::End => self.end(stream, payload),
+            Kind::Accept => self.accept(stream, payload),
+            Kind::Text | Kind::Binary | Kind::Close => self.take_for_socket(kind, stream, payload),
             Kind::Taken => {
                 let Some(bytes) = payload.first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize) else {
                     return;
@@ -368,7 +466,14 @@ impl Channel {
                 }
             }
             // That something was heard is all that a pong says; the rest is never sent by a worker.
-            Kind::Pong | Kind::Load | Kind::Request | Kind::Message | Kind::Cancel | Kind::Stop | Kind::Ping => {}
+            Kind::Pong
+            | Kind::Load
+            | Kind::Request
+            | Kind::Message
+            | Kind::Connect
+            | Kind::Cancel
+            | Kind::Stop
+            | Kind::Ping => {}
         }
     }
 
@@ -379,7 +484,7 @@ impl Channel {
         match result {
             Err(failure) => fail(stream, failure),
             Ok(reply) => {
-                if let State::Waiting(waiting) = take_state(&mut stream) {
+                if let State::Waiting(waiting) | State::Connecting { waiting, .. } = take_state(&mut stream) {
                     let _ = waiting.send(Ok(reply));
                 }
             }
@@ -408,12 +513,15 @@ impl Channel {
             pieces,
             untaken: untaken.clone(),
         };
-        if let State::Waiting(waiting) = std::mem::replace(&mut stream.state, streaming) {
+        if let State::Waiting(waiting) | State::Connecting { waiting, .. } =
+            std::mem::replace(&mut stream.state, streaming)
+        {
             *response.body_mut() = Body::stream(Pieces {
                 channel: self.clone(),
                 stream: id,
                 receiver,
                 untaken,
+                taken: 0,
                 ended: false,
             });
             drop(streams);
@@ -423,11 +531,16 @@ impl Channel {
 
     fn take_piece(&self, id: u32, payload: Bytes) {
         let streams = self.streams();
-        let Some(State::Streaming { pieces, untaken }) = streams.open.get(&id).map(|stream| &stream.state) else {
-            return;
+        let (pieces, untaken) = match streams.open.get(&id).map(|stream| &stream.state) {
+            Some(State::Streaming { pieces, untaken }) => (pieces, untaken),
+            Some(State::Socket(_)) => {
+                drop(streams);
+                return self.take_for_socket(Kind::Piece, id, payload);
+            }
+            _ => return,
         };
         if untaken.fetch_add(payload.len(), Ordering::Relaxed) <= WINDOW + PIECE {
-            let _ = pieces.send(Ok(payload));
+            let _ = pieces.send(Ok(BodyFrame::data(payload)));
             return;
         }
         drop(streams);
@@ -436,6 +549,59 @@ impl Channel {
             "the worker sent more of a body than its window allows",
         );
         self.finish_and_cancel(id, failure);
+    }
+
+    /// The end of a reply that came in pieces, with its trailers if there are any.
+    fn end(&self, id: u32, payload: Bytes) {
+        let Some(mut stream) = self.streams().open.remove(&id) else {
+            return;
+        };
+        if payload.is_empty() {
+            return;
+        }
+        match (take_state(&mut stream), self.language.decode_reply(payload)) {
+            (State::Streaming { pieces, .. }, Ok(ReplyHead { response, .. })) => {
+                let trailers = response.into_parts().0.headers;
+                let _ = pieces.send(Ok(BodyFrame::trailers(trailers)));
+            }
+            (State::Streaming { pieces, .. }, Err(reason)) => drop(pieces.send(Err(reason.into()))),
+            _ => {}
+        }
+    }
+
+    /// The program accepts a WebSocket.
+    fn accept(&self, id: u32, payload: Bytes) {
+        let head = match self.language.decode_reply(payload) {
+            Ok(head) => head,
+            Err(reason) => return self.finish_and_cancel(id, Failure::new(FailureKind::Program, reason)),
+        };
+        let mut streams = self.streams();
+        let Some(stream) = streams.open.get_mut(&id) else {
+            return;
+        };
+        match take_state(stream) {
+            State::Connecting { waiting, socket } => {
+                stream.state = State::Socket(socket);
+                drop(streams);
+                let _ = waiting.send(Ok(Reply::Http(head.response)));
+            }
+            other => stream.state = other,
+        }
+    }
+
+    fn take_for_socket(&self, kind: Kind, id: u32, payload: Bytes) {
+        let streams = self.streams();
+        let Some(State::Socket(socket)) = streams.open.get(&id).map(|stream| &stream.state) else {
+            return;
+        };
+        if !socket.put(kind, payload) {
+            drop(streams);
+            let failure = Failure::new(
+                FailureKind::Program,
+                "the worker sent more of a message than its window allows",
+            );
+            self.finish_and_cancel(id, failure);
+        }
     }
 
     fn finish_and_cancel(&self, id: u32, failure: Failure) {
@@ -458,8 +624,10 @@ fn take_state(stream: &mut Stream) -> State {
 
 fn fail(mut stream: Stream, failure: Failure) {
     match take_state(&mut stream) {
-        State::Waiting(waiting) => drop(waiting.send(Err(failure))),
+        State::Waiting(waiting) | State::Connecting { waiting, .. } => drop(waiting.send(Err(failure))),
         State::Streaming { pieces, .. } => drop(pieces.send(Err(failure.into()))),
+        // Its other end sees that nothing comes any more.
+        State::Socket(_) => {}
     }
 }
 
@@ -509,8 +677,10 @@ impl Drop for Pending<'_> {
 struct Pieces {
     channel: Arc<Channel>,
     stream: u32,
-    receiver: mpsc::UnboundedReceiver<Result<Bytes, BodyError>>,
+    receiver: mpsc::UnboundedReceiver<Result<BodyFrame<Bytes>, BodyError>>,
     untaken: Arc<AtomicUsize>,
+    /// Bytes that were taken, and that the worker has not been told of yet.
+    taken: usize,
     ended: bool,
 }
 
@@ -518,14 +688,22 @@ impl HttpBody for Pieces {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<BodyFrame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<BodyFrame<Bytes>, BodyError>>> {
         match std::task::ready!(self.receiver.poll_recv(cx)) {
-            Some(Ok(piece)) => {
-                self.untaken.fetch_sub(piece.len(), Ordering::Relaxed);
-                let taken = (piece.len() as u32).to_le_bytes();
-                self.channel
-                    .send(|out| frame::put(out, Kind::Taken, self.stream, &taken));
-                Poll::Ready(Some(Ok(BodyFrame::data(piece))))
+            Some(Ok(part)) => {
+                if let Some(piece) = part.data_ref() {
+                    let length = piece.len();
+                    self.untaken.fetch_sub(length, Ordering::Relaxed);
+                    self.taken += length;
+                    if self.taken >= TELL {
+                        let taken = (std::mem::take(&mut self.taken) as u32).to_le_bytes();
+                        self.channel.tell_of(self.stream, Kind::Taken, &taken);
+                    }
+                }
+                Poll::Ready(Some(Ok(part)))
             }
             Some(Err(error)) => {
                 self.ended = true;

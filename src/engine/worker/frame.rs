@@ -22,6 +22,9 @@ pub const PIECE: usize = 128 << 10;
 /// How many bytes of a body may be on their way before the other side has said that it took them.
 pub const WINDOW: usize = 512 << 10;
 
+/// So many bytes are taken before the other side is told of it: few frames, and never so many that it has to wait.
+pub const TELL: usize = WINDOW / 4;
+
 /// The stream that means the worker itself.
 pub const WORKER: u32 = 0;
 
@@ -34,7 +37,7 @@ pub enum Kind {
     Load = 1,
     /// An HTTP request; its body, where it is whole, is in the head.
     Request = 2,
-    /// A network message. The payload is its text.
+    /// A network message.
     Message = 3,
     /// Nobody waits for this event's reply any more. Empty.
     Cancel = 4,
@@ -42,14 +45,22 @@ pub enum Kind {
     Stop = 5,
     /// Say that you are there. Empty.
     Ping = 6,
+    /// A client asks for a WebSocket. As [`Kind::Request`], with no body.
+    Connect = 7,
 
     // Both ways.
     /// A piece of a body.
     Piece = 16,
-    /// The body's end. Empty.
+    /// The body's end. Empty, or from the worker a head whose headers are the trailers.
     End = 17,
     /// So many bytes of the body have been taken: u32, little endian.
     Taken = 18,
+    /// The last or only piece of a WebSocket's text message; the others were [`Kind::Piece`]s.
+    Text = 19,
+    /// The same of a binary message.
+    Binary = 20,
+    /// A WebSocket's end: u16 code, little endian, and the reason. Empty where no code was given.
+    Close = 21,
 
     // From the worker.
     /// The program can take events. JSON: what was found.
@@ -66,6 +77,8 @@ pub enum Kind {
     Failed = 37,
     /// I am here. Empty.
     Pong = 38,
+    /// The program accepts the WebSocket: a head whose headers belong into the handshake's.
+    Accept = 39,
 }
 
 /// One frame as it was read.
@@ -94,9 +107,13 @@ impl Kind {
             Self::Cancel,
             Self::Stop,
             Self::Ping,
+            Self::Connect,
             Self::Piece,
             Self::End,
             Self::Taken,
+            Self::Text,
+            Self::Binary,
+            Self::Close,
             Self::Ready,
             Self::Refused,
             Self::Reply,
@@ -104,6 +121,7 @@ impl Kind {
             Self::Value,
             Self::Failed,
             Self::Pong,
+            Self::Accept,
         ]
         .into_iter()
         .find(|known| *known as u8 == kind)

@@ -30,6 +30,9 @@ pub struct Found {
     /// Where it does, if the worker knows.
     #[serde(default)]
     pub port: Option<u16>,
+    /// The program takes WebSockets, as messages.
+    #[serde(default)]
+    pub websockets: bool,
 }
 
 /// Starts a worker, or takes the one that was started ahead, and waits until its program is loaded.
@@ -51,10 +54,11 @@ pub async fn launch(
                 .first()
                 .map(|program| program.to_string_lossy())
                 .unwrap_or_default();
-            StartError::new(format!(
-                "{name}: {program:?} can't be started: {error}. Is {} installed, and on PATH?",
-                language.name()
-            ))
+            let advice = match error.kind() {
+                std::io::ErrorKind::NotFound => format!(". Is {} installed, and on PATH?", language.name()),
+                _ => String::new(),
+            };
+            StartError::new(format!("{name}: {program:?} can't be started: {error}{advice}"))
         })?;
     let channel = interpreter.channel.clone();
     channel.tell(Kind::Load, &load);
@@ -69,7 +73,10 @@ pub async fn launch(
     let limit = settings.start_timeout;
     match tokio::time::timeout(limit, first_word).await {
         Ok(Some(Ok(found))) => {
-            let found = serde_json::from_slice(&found).unwrap_or_default();
+            let found: Found = serde_json::from_slice(&found).unwrap_or_default();
+            if found.websockets {
+                channel.take_websockets(settings.body_limit);
+            }
             Ok(Launched { interpreter, found })
         }
         Ok(Some(Err(fault))) => {

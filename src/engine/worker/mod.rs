@@ -1,7 +1,7 @@
 //! Native worker processes, whatever their language: started, given events over a [`channel`], watched, replaced.
 //!
 //! ```text
-//! Engine::handle -> pool: which worker? -> channel: frames -> worker.py, worker.js -> the program
+//! Engine::handle -> pool: which worker? -> channel: frames -> the worker in its language -> the program
 //! ```
 //!
 //! A component begins with one worker, warm if the machine had time to start one, and grows to as many as there are
@@ -12,7 +12,9 @@ mod channel;
 mod frame;
 mod launch;
 mod pool;
+mod socket;
 mod warm;
+mod websocket;
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use http::Response;
 use http::request::Parts;
 
 use super::{Engine, Settings, StartError};
-use crate::event::{Body, Context};
+use crate::event::{Body, Context, Message};
 use crate::program::Component;
 
 pub use launch::{Launched, launch};
@@ -49,6 +51,11 @@ pub trait Language: Send + Sync + 'static {
     /// # Errors
     /// Where the component's entrypoint is of a kind that this language has not.
     fn load(&self, component: &Component, settings: &Settings) -> Result<Vec<u8>, StartError>;
+
+    /// Appends a network message.
+    fn encode_message(&self, out: &mut BytesMut, _context: &Context, message: &Message) {
+        out.extend_from_slice(message.body.as_bytes());
+    }
 
     /// Appends the head of a request, with its body where that is whole.
     fn encode_request(&self, out: &mut BytesMut, context: &Context, head: &Parts, body: Option<&Bytes>);

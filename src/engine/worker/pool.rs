@@ -1,21 +1,24 @@
 //! The workers of one component: which of them gets an event, when there are more, and what happens when one ends.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::Language;
-use super::channel::Channel;
+use super::channel::{Channel, ChannelError};
 use super::frame::Kind;
 use super::launch::{Launched, last_breath, launch};
 use super::warm::Interpreter;
+use crate::engine::backoff::{Backoff, PATIENCE, retry_after};
 use crate::engine::process::Process;
 use crate::engine::{Engine, Handling, Settings, StartError, Working};
 use crate::event::{Event, Failure, FailureKind, Reply};
 use crate::program::Component;
+use crate::program::limits::jittered;
 
 /// How long a worker that has events may be silent before it is asked whether it is there.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -26,8 +29,8 @@ const ANSWER: Duration = Duration::from_millis(20);
 /// How often it is looked again whether a worker that blocked has come back.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The pause before a worker is started again, doubled each time that this fails.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+/// How long a worker that was replaced, and has no more events, may take to end.
+const REPLACED_GRACE: Duration = Duration::from_secs(5);
 
 /// The part of the time to stop that a program gets before it is told by a signal.
 const GENTLE: f64 = 0.8;
@@ -50,16 +53,33 @@ struct Pool {
 
 #[derive(Default)]
 struct State {
+    /// Those that get events.
     workers: Vec<Arc<Worker>>,
+    /// Those whose processes have not ended.
+    living: usize,
     starting: usize,
-    /// Why the last start failed, while no worker lives.
-    broken: Option<Failure>,
+    backoff: Backoff,
+    /// No other worker is started before, after one that has failed.
+    again: Option<Instant>,
+    /// How the last worker failed; gone when one is ready.
+    down: Option<Down>,
+}
+
+/// A failure of a worker, as long as there is no other one.
+struct Down {
+    why: Failure,
+    /// It could not even be started: the next one hardly can, either.
+    at_start: bool,
 }
 
 struct Worker {
     channel: Arc<Channel>,
     /// It did not answer; until it is heard again it gets nothing.
     blocked: AtomicBool,
+    /// Events until it is replaced; `None` where it never is.
+    left: Option<AtomicI64>,
+    /// It has been replaced: it is to end when its events have.
+    replaced: CancellationToken,
 }
 
 /// What to do with an event.
@@ -93,16 +113,7 @@ impl Workers {
 impl Engine for Workers {
     fn handle(&self, event: Event) -> Handling {
         let pool = self.0.clone();
-        Box::pin(async move {
-            let limit = pool.settings.event_timeout;
-            match tokio::time::timeout(limit, pool.handle(event)).await {
-                Ok(reply) => reply,
-                Err(_) => Err(Failure::new(
-                    FailureKind::Timeout,
-                    format!("{}: no reply within {} s", pool.component.name, limit.as_secs_f64()),
-                )),
-            }
-        })
+        Box::pin(async move { pool.handle(event).await })
     }
 
     fn stop(&self, grace: Duration) -> Working {
@@ -113,7 +124,7 @@ impl Engine for Workers {
                 let changed = pool.changed.notified();
                 {
                     let state = pool.state();
-                    if state.workers.is_empty() && state.starting == 0 {
+                    if state.living == 0 && state.starting == 0 {
                         return;
                     }
                 }
@@ -131,36 +142,55 @@ impl Engine for Workers {
 impl Pool {
     async fn handle(self: &Arc<Self>, event: Event) -> Result<Reply, Failure> {
         let worker = self.choose().await?;
-        worker.channel.clone().handle(event).await
+        let mut spare = None;
+        let reply = worker.channel.clone().handle(event, &mut spare).await;
+        match (reply, spare) {
+            // Nothing of a reply has come, and doing it twice is as good as once: another worker may live longer.
+            (Err(failure), Some(event)) if failure.kind == FailureKind::Gone => {
+                drop(worker);
+                let Ok(worker) = self.choose().await else {
+                    return Err(failure);
+                };
+                worker.channel.clone().handle(event, &mut None).await
+            }
+            (reply, _) => reply,
+        }
     }
 
     /// The worker that gets the next event, as soon as there is one.
     async fn choose(self: &Arc<Self>) -> Result<Arc<Worker>, Failure> {
+        let mut began = None;
         loop {
             let changed = self.changed.notified();
             match self.look() {
-                Choice::Give(worker) => return Ok(worker),
+                Choice::Give(worker) => return Ok(self.count(worker)),
                 Choice::Refuse(failure) => return Err(failure),
                 Choice::Ask(worker) => {
                     if worker.channel.answers(ANSWER).await {
-                        return Ok(worker);
+                        return Ok(self.count(worker));
                     }
                     worker.blocked.store(true, Ordering::Relaxed);
                 }
-                Choice::Wait => drop(tokio::time::timeout(LOOK_AGAIN, changed).await),
+                Choice::Wait => {
+                    if began.get_or_insert_with(Instant::now).elapsed() >= self.settings.event_timeout {
+                        return Err(self.late());
+                    }
+                    drop(tokio::time::timeout(LOOK_AGAIN, changed).await);
+                }
             }
         }
     }
 
     fn look(self: &Arc<Self>) -> Choice {
         let mut state = self.state();
-        if self.stopping.borrow().is_some() {
+        if self.is_stopping() {
             return Choice::Refuse(self.unavailable("it is being stopped"));
         }
         if state.workers.is_empty() {
-            return match &state.broken {
-                Some(failure) => Choice::Refuse(failure.clone()),
-                None => Choice::Wait,
+            let wait = state.wait();
+            return match &state.down {
+                Some(down) if down.at_start || wait > PATIENCE => Choice::Refuse(self.refusal(down, wait)),
+                _ => Choice::Wait,
             };
         }
         let best = state
@@ -179,24 +209,73 @@ impl Pool {
             Some((_, worker)) => Choice::Give(worker.clone()),
             None => Choice::Wait,
         };
-        if state.workers.len() + state.starting < self.most {
+        if state.workers.len() + state.starting < self.most && state.wait().is_zero() {
             state.starting += 1;
             tokio::spawn(self.clone().grow());
         }
         choice
     }
 
+    /// Counts an event that `worker` gets, and has the worker replaced once it has had its share.
+    fn count(self: &Arc<Self>, worker: Arc<Worker>) -> Arc<Worker> {
+        if let Some(left) = &worker.left
+            && left.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            tokio::spawn(self.clone().replace(worker.clone()));
+        }
+        worker
+    }
+
     /// Starts one more worker.
     async fn grow(self: Arc<Self>) {
         let started = self.start_worker().await;
-        self.state().starting -= 1;
         match started {
-            Ok(launched) => self.adopt(launched.interpreter),
+            Ok(launched) => {
+                self.state().starting -= 1;
+                self.adopt(launched.interpreter);
+            }
             Err(error) => {
                 tracing::warn!("{}: one more worker could not be started: {error}", self.component.name);
+                let alone = {
+                    let mut state = self.state();
+                    state.fail(Duration::ZERO, self.down(&error));
+                    let alone = state.workers.is_empty() && state.starting == 1 && !self.is_stopping();
+                    if !alone {
+                        state.starting -= 1;
+                    }
+                    alone
+                };
+                self.changed.notify_waiters();
+                if alone {
+                    self.revive().await;
+                }
+            }
+        }
+    }
+
+    /// Starts a worker in the place of one that has had its share of events, which then ends.
+    async fn replace(self: Arc<Self>, old: Arc<Worker>) {
+        self.state().starting += 1;
+        let started = self.start_worker().await;
+        self.state().starting -= 1;
+        match started {
+            Ok(launched) => {
+                self.clone().adopt(launched.interpreter);
+                old.replaced.cancel();
+            }
+            Err(error) => {
+                tracing::warn!("{}: a worker could not be replaced: {error}", self.component.name);
+                if let (Some(left), Some(again)) = (&old.left, self.share()) {
+                    left.store(again, Ordering::Relaxed);
+                }
                 self.changed.notify_waiters();
             }
         }
+    }
+
+    /// Events that a new worker gets until it is replaced.
+    fn share(&self) -> Option<i64> {
+        self.component.keys.max_requests.map(|limit| jittered(limit).into())
     }
 
     /// Starts a worker and waits until its program can take events.
@@ -212,10 +291,13 @@ impl Pool {
         let worker = Arc::new(Worker {
             channel: interpreter.channel,
             blocked: AtomicBool::new(false),
+            left: self.share().map(AtomicI64::new),
+            replaced: CancellationToken::new(),
         });
         {
             let mut state = self.state();
-            state.broken = None;
+            state.down = None;
+            state.living += 1;
             state.workers.push(worker.clone());
         }
         self.changed.notify_waiters();
@@ -225,68 +307,103 @@ impl Pool {
     /// Watches over a worker until its end, and sees to it that the component has one afterwards.
     async fn keep(self: Arc<Self>, worker: Arc<Worker>, mut process: Process) {
         let born = Instant::now();
-        let reason = tokio::select! {
-            error = worker.channel.run() => Some(error),
-            () = self.stop_asked() => None,
+        let late = self.late();
+        let end = tokio::select! {
+            error = worker.channel.run() => End::Failed(error),
+            never = worker.channel.expire(self.settings.event_timeout, &late) => match never {},
+            () = self.stop_asked() => End::Stopped,
+            () = worker.replaced.cancelled() => End::Replaced,
         };
-        if reason.is_none() {
-            self.end(&worker, &mut process).await;
+        // From here on it gets no more events.
+        self.state().workers.retain(|other| !Arc::ptr_eq(other, &worker));
+        match end {
+            End::Failed(_) => {}
+            End::Stopped => self.end(&worker, &mut process, self.stop_deadline()).await,
+            End::Replaced => {
+                let deadline = Instant::now() + self.settings.event_timeout;
+                self.drain(&worker, deadline).await;
+                self.end(&worker, &mut process, deadline + REPLACED_GRACE).await;
+            }
         }
         let how = last_breath(&mut process).await;
         let words = process.last_words().await;
+        let (component, language) = (&self.component.name, self.language.name());
         let mut failure = Failure::new(
             FailureKind::Gone,
-            format!(
-                "{}: the {} worker {how} while it had this event",
-                self.component.name,
-                self.language.name()
-            ),
+            format!("{component}: the {language} worker {how} while it had this event"),
         );
         if !words.is_empty() {
             failure.traceback = Some(words);
         }
-        worker.channel.close(&failure);
-        let alone = {
-            let mut state = self.state();
-            state.workers.retain(|other| !Arc::ptr_eq(other, &worker));
-            state.workers.is_empty() && state.starting == 0 && reason.is_some()
+        let alone = match &end {
+            End::Failed(reason) => {
+                tracing::warn!("{component}: the {language} worker {how} ({reason})");
+                let mut why = self.unavailable(&format!("the {language} worker {how}"));
+                why.traceback.clone_from(&failure.traceback);
+                let mut state = self.state();
+                state.fail(born.elapsed(), Down { why, at_start: false });
+                let alone = state.workers.is_empty() && state.starting == 0 && !self.is_stopping();
+                state.starting += usize::from(alone);
+                alone
+            }
+            End::Replaced => {
+                tracing::info!("{component}: a {language} worker was replaced after its `max_requests`");
+                false
+            }
+            End::Stopped => false,
         };
+        worker.channel.close(&failure);
+        self.state().living -= 1;
         self.changed.notify_waiters();
-        if let Some(reason) = reason {
-            tracing::warn!(
-                "{}: the {} worker {how} ({reason})",
-                self.component.name,
-                self.language.name()
-            );
-        }
         if alone {
-            self.revive(born.elapsed()).await;
+            self.revive().await;
         }
     }
 
-    /// Starts a worker again, until that succeeds.
-    async fn revive(self: Arc<Self>, lived: Duration) {
-        // One that ends as soon as it lives is no better than one that does not start.
-        let mut pause = if lived < BACKOFF.1 { BACKOFF.0 } else { Duration::ZERO };
-        while self.stopping.borrow().is_none() {
-            tokio::time::sleep(pause).await;
+    /// Starts a worker again, until that succeeds. Counts as one that is starting, from before on.
+    async fn revive(self: Arc<Self>) {
+        while !self.is_stopping() {
+            let wait = self.state().wait();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.stop_asked() => break,
+            }
             match self.start_worker().await {
-                Ok(launched) => return self.adopt(launched.interpreter),
+                Ok(launched) => {
+                    self.state().starting -= 1;
+                    return self.adopt(launched.interpreter);
+                }
+                Err(_) if self.is_stopping() => break,
                 Err(error) => {
                     tracing::error!("{error}");
-                    let mut failure = self.unavailable(&error.message);
-                    failure.traceback = error.traceback;
-                    self.state().broken = Some(failure);
+                    let down = self.down(&error);
+                    self.state().fail(Duration::ZERO, down);
                     self.changed.notify_waiters();
                 }
             }
-            pause = (pause * 2).clamp(BACKOFF.0, BACKOFF.1);
+        }
+        self.state().starting -= 1;
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until a worker that gets no more events has answered those that it has.
+    async fn drain(&self, worker: &Arc<Worker>, deadline: Instant) {
+        let answered = async {
+            // Whoever has given it an event holds on to it until the reply is there.
+            while Arc::strong_count(worker) > 1 {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        let draining = tokio::time::timeout_at(deadline.into(), answered);
+        tokio::select! {
+            _ = draining => {}
+            _ = worker.channel.run() => {}
+            () = self.stop_asked() => {}
         }
     }
 
     /// Lets the program shut down: it finishes its events, then its lifespan; then by signals.
-    async fn end(&self, worker: &Worker, process: &mut Process) {
-        let deadline = self.stopping.borrow().unwrap_or_else(Instant::now);
+    async fn end(&self, worker: &Worker, process: &mut Process, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
         worker.channel.tell(Kind::Stop, b"");
         let gently = tokio::time::timeout(left.mul_f64(GENTLE), async {
@@ -310,12 +427,67 @@ impl Pool {
         }
     }
 
+    fn late(&self) -> Failure {
+        let limit = self.settings.event_timeout.as_secs_f64();
+        Failure::new(
+            FailureKind::Timeout,
+            format!("{}: no reply within {limit} s", self.component.name),
+        )
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.borrow().is_some()
+    }
+
+    fn stop_deadline(&self) -> Instant {
+        self.stopping.borrow().unwrap_or_else(Instant::now)
+    }
+
+    fn down(&self, error: &StartError) -> Down {
+        let mut why = self.unavailable(&error.message);
+        why.traceback.clone_from(&error.traceback);
+        Down { why, at_start: true }
+    }
+
+    /// What events are told while there is no worker, and none for another `wait`.
+    fn refusal(&self, down: &Down, wait: Duration) -> Failure {
+        let mut failure = down.why.clone();
+        if !wait.is_zero() {
+            failure.message = format!("{}; it is started again in {wait:.1?}", failure.message);
+        }
+        failure.retry_after = Some(retry_after(wait));
+        failure
+    }
+
     fn unavailable(&self, why: &str) -> Failure {
         Failure::new(FailureKind::Unavailable, format!("{}: {why}", self.component.name))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a worker gets no more events.
+enum End {
+    Failed(ChannelError),
+    Stopped,
+    Replaced,
+}
+
+impl State {
+    /// How long no worker is to be started yet.
+    fn wait(&self) -> Duration {
+        let now = Instant::now();
+        self.again
+            .map(|again| again.saturating_duration_since(now))
+            .unwrap_or_default()
+    }
+
+    /// Notes that a worker failed that has lived so long.
+    fn fail(&mut self, lived: Duration, down: Down) {
+        self.again = Some(Instant::now() + self.backoff.after(lived));
+        self.down = Some(down);
     }
 }
 

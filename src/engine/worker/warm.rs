@@ -3,17 +3,14 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
-use tokio::net::UnixStream;
-use tokio::sync::oneshot;
-
-use super::channel::Channel;
-use super::{Fault, Language};
+use super::Language;
+use super::channel::{Channel, FirstWord};
 use crate::engine::Settings;
-use crate::engine::process::{self, Launch, Process};
+use crate::engine::process::{self, Confinement, Launch, Process};
 use crate::program::Component;
 
 /// One warm interpreter for each language at most. Clones share them.
@@ -24,7 +21,7 @@ pub struct Warm(Arc<Mutex<HashMap<&'static str, Interpreter>>>);
 pub struct Interpreter {
     pub process: Process,
     pub channel: Arc<Channel>,
-    pub started: oneshot::Receiver<Result<Bytes, Fault>>,
+    pub started: FirstWord,
 }
 
 impl Warm {
@@ -34,7 +31,7 @@ impl Warm {
         let environment = process::base_environment(settings);
         let warm = self.clone();
         tokio::spawn(async move {
-            match Interpreter::start(&language, language.name(), environment).await {
+            match Interpreter::start(&language, language.name(), environment, Confinement::default()).await {
                 Ok(interpreter) => drop(warm.lock().insert(language.name(), interpreter)),
                 Err(error) => tracing::debug!("no warm {} worker: {error}", language.name()),
             }
@@ -65,7 +62,7 @@ impl std::fmt::Debug for Warm {
 }
 
 impl Interpreter {
-    /// Starts an interpreter for `component`.
+    /// Starts an interpreter for `component`, confined so.
     ///
     /// # Errors
     /// Where the interpreter is not on this machine, or can't be started.
@@ -73,8 +70,9 @@ impl Interpreter {
         language: &Arc<dyn Language>,
         component: &str,
         environment: Vec<(String, String)>,
+        confinement: Confinement,
     ) -> io::Result<Self> {
-        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let (mut ours, theirs) = UnixStream::pair()?;
         let mut command = language.command().into_iter();
         let program = command.next().unwrap_or_default();
         let mut arguments: Vec<_> = command.collect();
@@ -86,12 +84,12 @@ impl Interpreter {
             directory: "/".into(),
             environment,
             channel: Some(theirs.into()),
+            confinement,
         };
         let process = launch.start().await?;
         // A few kilobytes, which the socket's buffer takes whether the interpreter reads already or not.
         ours.write_all(&language.preamble())?;
-        ours.set_nonblocking(true)?;
-        let (channel, started) = Channel::new(language.clone(), UnixStream::from_std(ours)?);
+        let (channel, started) = Channel::new(language.clone(), ours)?;
         Ok(Self {
             process,
             channel,
@@ -102,17 +100,21 @@ impl Interpreter {
     /// The interpreter that `component` gets: a warm one, or else a new one.
     ///
     /// # Errors
-    /// As [`Interpreter::start`].
+    /// As [`Interpreter::start`] and [`Confinement::of`].
     pub async fn for_component(
         language: &Arc<dyn Language>,
         component: &Component,
         settings: &Settings,
     ) -> io::Result<Self> {
-        if language.takes_warm(component)
-            && let Some(warm) = settings.warm.take(&**language)
+        let confinement = Confinement::of(component).map_err(io::Error::other)?;
+        if confinement.is_usual()
+            && language.takes_warm(component)
+            && let Some(mut warm) = settings.warm.take(&**language)
         {
+            warm.process.confine(&confinement)?;
             return Ok(warm);
         }
-        Self::start(language, &component.name, process::environment(component, settings)).await
+        let environment = process::environment(component, settings);
+        Self::start(language, &component.name, environment, confinement).await
     }
 }

@@ -8,7 +8,8 @@ use std::process::{ChildStderr, Command, Stdio};
 use super::DebianError;
 use crate::image::Progress;
 
-const PROGRAM: &str = "mmdebstrap";
+/// Its name.
+pub const PROGRAM: &str = "mmdebstrap";
 /// How the way to the network is named in an environment; apt and most that loads something follow them.
 pub const PROXY_VARIABLES: [&str; 4] = ["http_proxy", "https_proxy", "no_proxy", "all_proxy"];
 /// What else of this machine's environment it is given.

@@ -11,8 +11,7 @@ use std::io::{self, BufWriter, Seek};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use super::archive::{self, ArchiveError};
-use super::folder::{self, FolderError, Modes};
+use super::archive::{self, ArchiveError, Folders};
 use super::recipe::{Debian, Recipe};
 use super::tree::Tree;
 use super::{PackageCache, Progress};
@@ -64,28 +63,36 @@ pub enum DebianError {
     /// The recipe's files can't be packed, or mmdebstrap's output not be read.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    /// The recipe's files can't be read.
-    #[error(transparent)]
-    Files(#[from] FolderError),
 }
 
-/// Makes the base: suite and packages, the recipe's files over them, then its commands.
+/// Sees to it that there is what makes a base, before anything is done for one.
+///
+/// # Errors
+/// mmdebstrap is not installed.
+pub fn check() -> Result<(), DebianError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = std::env::split_paths(&path).any(|folder| folder.join(mmdebstrap::PROGRAM).is_file());
+    if is_there {
+        Ok(())
+    } else {
+        Err(DebianError::NoMmdebstrap)
+    }
+}
+
+/// Makes the base: suite and packages, the recipe's `files` over them, then its commands.
 ///
 /// # Errors
 /// mmdebstrap is missing or fails; every line that it wrote was given to `progress` before.
 pub fn bootstrap(
     debian: &Debian,
     recipe: &Recipe,
+    files: &Tree,
     epoch: u32,
     cache: Option<&PackageCache>,
     progress: Progress<'_>,
 ) -> Result<Tree, DebianError> {
-    let mut files = Tree::default();
-    if let Some(folder) = recipe.files() {
-        folder::add(&mut files, &folder, Modes::Plain)?;
-    }
     let layer = tempfile::NamedTempFile::new().map_err(DebianError::Run)?;
-    archive::write(&files, epoch, BufWriter::new(layer.as_file()))?;
+    archive::write(files, epoch, Folders::Empty, BufWriter::new(layer.as_file()))?;
 
     let mut command = mmdebstrap::command(epoch);
     command
@@ -124,7 +131,7 @@ pub fn bootstrap(
 /// What doesn't depend on anything but the recipe.
 fn options(debian: &Debian) -> Vec<String> {
     let mut options = vec![
-        "--variant=essential".to_owned(),
+        format!("--variant={}", if debian.essential { "essential" } else { "extract" }),
         "--format=tar".to_owned(),
         "--skip=download/empty,essential/unlink".to_owned(),
         format!("--hook-dir={MERGED_USR_HOOKS}"),
@@ -211,7 +218,7 @@ fn in_chroot(number: usize, line: &str, recipe: &Recipe, epoch: u32) -> String {
     let begin = quoted(&format!("{COMMAND_MARK}{number}: {line}"));
     let failed = quoted(&format!("E: command {number} of the recipe failed: {line}"));
     format!(
-        "umask 022; echo {begin} >&2; chroot \"$1\" /usr/bin/env -i {variables} /bin/sh -e -c {line} || {{ echo {failed} >&2; exit 1; }}",
+        "umask 022; echo {begin} >&2; /usr/bin/env -i {variables} chroot \"$1\" /bin/sh -e -c {line} || {{ echo {failed} >&2; exit 1; }}",
         variables = variables.join(" "),
         line = quoted(line),
     )

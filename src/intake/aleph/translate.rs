@@ -99,10 +99,9 @@ pub async fn answer(reply: Reply, limit: usize) -> Result<EventAnswer, Failure> 
         Reply::Value(value) => Ok(EventAnswer::Value(value)),
         Reply::Http(response) => {
             let (mut head, body) = response.into_parts();
-            let body = body.collect(limit).await.map_err(|error| Failure {
-                kind: FailureKind::Program,
-                message: format!("the program's reply can't be passed on: {error}"),
-                traceback: None,
+            let body = body.collect(limit).await.map_err(|error| {
+                let message = format!("the program's reply can't be passed on: {error}");
+                Failure::new(FailureKind::Program, message)
             })?;
             let body = uncompressed(&mut head, body, limit);
             let headers = head.headers.iter().map(|(name, value)| {

@@ -3,10 +3,7 @@
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response};
 
-use crate::event::{Body, Failure, FailureKind};
-
-/// What passes by itself, a full queue among it, may have passed after this many seconds.
-const RETRY_SECONDS: u16 = 1;
+use crate::event::{Body, Failure};
 
 /// The response for `failure`. Its message and traceback are in there only where `reveal` says so: they are the
 /// developer's, not the world's.
@@ -26,23 +23,25 @@ pub fn response(failure: &Failure, reveal: bool) -> Response<Body> {
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/problem+json");
     response.headers_mut().insert(CONTENT_TYPE, json);
-    if failure.kind == FailureKind::Unavailable {
-        response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS.into());
+    if let Some(wait) = failure.retry_after {
+        // In whole seconds, and not a moment too early.
+        let seconds = wait.as_secs_f64().ceil() as u64;
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
+    response
+}
+
+/// The same, with the failure itself among its extensions, for the one who writes the log.
+pub fn response_with(failure: Failure, reveal: bool) -> Response<Body> {
+    let mut response = response(&failure, reveal);
+    response.extensions_mut().insert(failure);
     response
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_passes_by_itself_says_when_to_try_again() {
-        let unavailable = Failure::new(FailureKind::Unavailable, "all places are taken");
-        assert_eq!(response(&unavailable, false).headers()[RETRY_AFTER], "1");
-        let broken = Failure::new(FailureKind::Program, "trapped");
-        assert!(!response(&broken, false).headers().contains_key(RETRY_AFTER));
-    }
+    use crate::event::FailureKind;
 
     #[tokio::test]
     async fn shows_internals_only_where_asked() {

@@ -4,11 +4,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-/// Where a guest may connect to.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+/// Where a guest may connect to: `[SCHEME://]NAME[:PORT]`, `self` or `aleph`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub enum HostRule {
     /// `self`: the other components of the program, by their routes.
     Program,
@@ -103,7 +105,9 @@ impl HostRule {
             Name::Below(parent) => host
                 .get(..host.len().saturating_sub(parent.len()))
                 .zip(host.get(host.len().saturating_sub(parent.len())..))
-                .is_some_and(|(below, end)| end.eq_ignore_ascii_case(parent) && below.len() > 1 && below.ends_with('.')),
+                .is_some_and(|(below, end)| {
+                    end.eq_ignore_ascii_case(parent) && below.len() > 1 && below.ends_with('.')
+                }),
             Name::Exact(name) => host.eq_ignore_ascii_case(name),
             Name::Address(address) => host.parse::<IpAddr>().is_ok_and(|host| host.to_canonical() == *address),
         }
@@ -162,7 +166,10 @@ fn reach(address: IpAddr) -> Reach {
                 Reach::Machine
             } else if v4.is_link_local() || v4.is_multicast() || v4.is_broadcast() || a >= 240 {
                 Reach::Link
-            } else if v4.is_private() || (a == 100 && b & 0xc0 == 64) || (a == 192 && b == 0) || (a == 198 && b & 0xfe == 18)
+            } else if v4.is_private()
+                || (a == 100 && b & 0xc0 == 64)
+                || (a == 192 && b == 0)
+                || (a == 198 && b & 0xfe == 18)
             {
                 Reach::Private
             } else {
@@ -268,7 +275,9 @@ fn parse_name(host: &str) -> Option<Name> {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
     if name.len() > 253 || !name.split('.').all(label) {
         return None;
@@ -281,6 +290,12 @@ impl TryFrom<String> for HostRule {
 
     fn try_from(text: String) -> Result<Self, HostRuleError> {
         text.parse()
+    }
+}
+
+impl From<HostRule> for String {
+    fn from(rule: HostRule) -> Self {
+        rule.to_string()
     }
 }
 
@@ -329,7 +344,9 @@ mod tests {
         assert!(below.names("a.example.org") && below.names("a.b.example.org"));
         assert!(!below.names("example.org") && !below.names("badexample.org") && !below.names(".example.org"));
         assert!(!below.names("é.org") && !below.names(""));
-        assert!(below.permits(Scheme::Http, 80) && below.permits(Scheme::Https, 443) && !below.permits(Scheme::Tcp, 80));
+        assert!(
+            below.permits(Scheme::Http, 80) && below.permits(Scheme::Https, 443) && !below.permits(Scheme::Tcp, 80)
+        );
 
         let database = rule("tcp://[fd00::1]:5432");
         assert!(database.names("fd00::1") && !database.names("fd00::2"));
@@ -343,10 +360,23 @@ mod tests {
         let leads = |text: &str, address: &str| rule(text).may_lead_to(address.parse().unwrap());
         for text in ["*", "*.example.org", "api.example.org"] {
             assert!(leads(text, "93.184.215.14") && leads(text, "2606:2800::1"));
-            for inside in ["127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "64:ff9b::7f00:1"] {
+            for inside in [
+                "127.0.0.1",
+                "0.0.0.0",
+                "::1",
+                "::",
+                "::ffff:127.0.0.1",
+                "64:ff9b::7f00:1",
+            ] {
                 assert!(!leads(text, inside), "{text} {inside}");
             }
-            for link in ["169.254.169.254", "fe80::1", "224.0.0.1", "ff02::1", "::ffff:169.254.169.254"] {
+            for link in [
+                "169.254.169.254",
+                "fe80::1",
+                "224.0.0.1",
+                "ff02::1",
+                "::ffff:169.254.169.254",
+            ] {
                 assert!(!leads(text, link), "{text} {link}");
             }
         }
@@ -379,7 +409,14 @@ mod tests {
 
     #[test]
     fn a_rule_is_written_as_it_is_read() {
-        for text in ["self", "aleph", "https://api.example.org", "*.example.org:*", "tcp://[::1]:5432", "udp://*:53"] {
+        for text in [
+            "self",
+            "aleph",
+            "https://api.example.org",
+            "*.example.org:*",
+            "tcp://[::1]:5432",
+            "udp://*:53",
+        ] {
             assert_eq!(rule(text).to_string(), text);
         }
         assert_eq!(rule("http://Example.org/").to_string(), "http://example.org");

@@ -3,8 +3,11 @@
 import json
 import os
 import socket
-import subprocess
+import time
 from urllib.parse import parse_qs
+
+
+LIMITED = {"cpu", "io", "memory", "pids"}
 
 
 async def app(scope, receive, send):
@@ -32,6 +35,10 @@ def report(query):
         "routes": [line.split()[:3] for line in read("/proc/net/route").splitlines()[1:]],
         "environment": dict(os.environ),
         "uid": os.getuid(),
+        "device_links": {link: os.readlink(link) for link in ("/dev/fd", "/dev/stdin", "/dev/stdout", "/dev/stderr")},
+        "cgroup": read("/proc/self/cgroup").strip(),
+        "oom_score_adj": read("/proc/self/oom_score_adj").strip(),
+        "controllers": " ".join(sorted(set(read("/sys/fs/cgroup/programs/cgroup.controllers").split()) & LIMITED)),
         "api_socket": os.path.exists("/run/polyinit/api.sock") and os.path.exists("/tmp/socat-socket"),
     }
 
@@ -49,6 +56,11 @@ def show(query):
     return read(query["path"][0])
 
 
+def mode(query):
+    found = os.stat(query["path"][0])
+    return f"{found.st_mode:o} {found.st_uid}:{found.st_gid}"
+
+
 def loopback(query):
     """A server and a client on 127.0.0.1 and ::1."""
     said = []
@@ -63,11 +75,31 @@ def loopback(query):
 
 
 def orphans(query):
-    """Leaves processes behind whose parents have ended, and which end themselves."""
-    count = int(query["count"][0])
-    script = f"i=0; while [ $i -lt {count} ]; do (true &); i=$((i+1)); done"
-    subprocess.run(["/bin/sh", "-c", script], check=True)
-    return count
+    """Leaves processes behind whose parents have ended, and which have ended themselves."""
+    count, batch = int(query["count"][0]), 100
+    before, began = init_time(query), time.monotonic()
+    for _ in range(count // batch):
+        parent = os.fork()
+        if parent == 0:
+            for _ in range(batch):
+                if os.fork() == 0:
+                    os._exit(0)
+            os._exit(0)
+        os.waitpid(parent, 0)
+    return {"init_time": before, "seconds": time.monotonic() - began}
+
+
+def init_time(query):
+    """Processor time that init has used, in seconds (proc_pid_stat(5))."""
+    fields = read("/proc/1/stat").rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def eat(query):
+    """Takes memory until somebody does something about it."""
+    eaten = []
+    while True:
+        eaten.append(os.urandom(1 << 20))
 
 
 def zombies(query):
@@ -97,5 +129,8 @@ ROUTES = {
     "/show": show,
     "/loopback": loopback,
     "/orphans": orphans,
+    "/init-time": init_time,
+    "/eat": eat,
+    "/mode": mode,
     "/zombies": zombies,
 }

@@ -105,15 +105,23 @@ impl Connector {
             return guest_api(self.guest_api.as_deref()).await;
         }
         let https = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
-        let (scheme, usual) = if https { (Scheme::Https, 443) } else { (Scheme::Http, 80) };
+        let (scheme, usual) = if https {
+            (Scheme::Https, 443)
+        } else {
+            (Scheme::Http, 80)
+        };
         let port = uri.port_u16().unwrap_or(usual);
         let name = host.trim_start_matches('[').trim_end_matches(']');
         let stream = tcp(&self.rules, name, scheme, port).await?;
-        if https { secure(name, stream).await } else { Ok(Stream::plain(stream)) }
+        if https {
+            secure(name, stream).await
+        } else {
+            Ok(Stream::plain(stream))
+        }
     }
 }
 
-impl tower_service::Service<Uri> for Connector {
+impl tower::Service<Uri> for Connector {
     type Response = Stream;
     type Error = Unconnected;
     type Future = Pin<Box<dyn Future<Output = Result<Stream, Unconnected>> + Send>>;
@@ -316,7 +324,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let refused = tcp(&rules("*:*"), "localhost", Scheme::Http, port).await.unwrap_err();
-        assert!(matches!(refused.as_http(), HttpError::DestinationIpProhibited), "{refused}");
+        assert!(
+            matches!(refused.as_http(), HttpError::DestinationIpProhibited),
+            "{refused}"
+        );
         assert!(refused.to_string().contains("name the address itself in `hosts`"));
         for rule in ["localhost:*", "127.0.0.1:*"] {
             let name = rule.trim_end_matches(":*");
@@ -326,8 +337,14 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_there_is_told_so() {
-        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let refused = tcp(&rules("127.0.0.1:*"), "127.0.0.1", Scheme::Http, free.port()).await.unwrap_err();
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let refused = tcp(&rules("127.0.0.1:*"), "127.0.0.1", Scheme::Http, free.port())
+            .await
+            .unwrap_err();
         assert!(matches!(refused.as_http(), HttpError::ConnectionRefused), "{refused}");
         let missing = guest_api(None).await.err().unwrap();
         assert!(missing.to_string().starts_with("there is no guest API here"));

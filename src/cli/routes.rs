@@ -1,0 +1,68 @@
+//! `polyinit routes`: which component a request goes to, in the order in which routes are tried.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{CommandError, say};
+use crate::program::{self, Hint};
+use crate::router;
+
+/// Show which requests go to which component of a program, and start nothing.
+///
+/// The route that says most stands first, and is the one that a request takes: an exact host before any, a longer path
+/// before a shorter one, named methods before any.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  polyinit routes ./my-app
+  polyinit routes ./my-app --json")]
+pub struct Routes {
+    /// The program, as `polyinit serve` takes it
+    path: PathBuf,
+
+    /// Print a list of {route, component, engine}
+    #[arg(long)]
+    json: bool,
+}
+
+impl Routes {
+    pub async fn run(self) -> Result<(), CommandError> {
+        let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let program = program::open(&self.path, &Hint::default(), workspace.path())?;
+        let components = &program.components;
+        let routes = router::routes_of(components.iter());
+        if self.json {
+            let of = |(route, place): &(program::route::Route, usize)| {
+                let component = &components[*place];
+                serde_json::json!({
+                    "route": route.to_string(), "component": component.name, "engine": component.engine,
+                })
+            };
+            let list: Vec<_> = routes.iter().map(of).collect();
+            say(&format!("{:#}", serde_json::Value::from(list)));
+            return Ok(());
+        }
+        let texts: Vec<String> = routes.iter().map(|(route, _)| route.to_string()).collect();
+        let width = texts.iter().map(|text| text.chars().count()).max().unwrap_or_default();
+        for (text, (_, place)) in texts.iter().zip(&routes) {
+            let component = &components[*place];
+            say(&format!("{text:width$}  {} ({})", component.name, component.engine));
+        }
+        let messages = match &components[..] {
+            [only] => Some(only),
+            several => several.iter().find(|component| component.messages),
+        };
+        match messages {
+            Some(component) => say(&format!(
+                "messages{:1$}  {2} ({3})",
+                "",
+                width.saturating_sub(8),
+                component.name,
+                component.engine
+            )),
+            None => say("messages go to no component: give one `messages = true`"),
+        }
+        Ok(())
+    }
+}

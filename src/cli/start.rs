@@ -1,0 +1,163 @@
+//! What `serve` and `invoke` have in common: a program named on the command line, opened, started and ready for events.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use futures_util::future::try_join_all;
+use tempfile::TempDir;
+
+use super::sandbox::SandboxArgs;
+use super::{CommandError, assignment, cache_directory};
+use crate::console::Console;
+use crate::engine::{self, Settings, StartError};
+use crate::guest_api;
+use crate::intake::internal::Gateway;
+use crate::program::{self, Component, Hint, Program};
+use crate::report;
+use crate::router::Running;
+
+/// A program, and how it is run.
+#[derive(Args, Clone)]
+pub(super) struct ProgramArguments {
+    /// The program: a file, a folder, a zip or a squashfs
+    pub path: PathBuf,
+
+    /// Where the program begins: module:attribute, or a file in it
+    #[arg(long, value_name = "ENTRYPOINT")]
+    entrypoint: Option<String>,
+
+    /// A variable for the program's environment; may be given again
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = assignment)]
+    environment: Vec<(String, String)>,
+
+    /// The longest that one request may take to be answered, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
+    timeout: f64,
+
+    /// The longest that the program may take to start, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 50.0)]
+    start_timeout: f64,
+
+    /// The most processes for a Python or Node program [default: one for each processor, as they are needed]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    workers: Option<u16>,
+
+    #[command(flatten)]
+    sandbox: SandboxArgs,
+}
+
+/// A program that has been read, with the folder that it was unpacked to.
+pub(super) struct Opened {
+    pub program: Program,
+    pub settings: Settings,
+    /// Removed with this.
+    workspace: TempDir,
+}
+
+impl ProgramArguments {
+    /// Reads the program; starts nothing.
+    pub fn open(&self) -> Result<Opened, CommandError> {
+        let settings = self.settings()?;
+        let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let hint = Hint {
+            entrypoint: self.entrypoint.clone(),
+            ..Hint::default()
+        };
+        let mut program = program::open(&self.path, &hint, workspace.path())?;
+        if program.components.iter().any(|component| component.keys.user.is_some()) {
+            // Whoever it is has to find the program there.
+            std::fs::set_permissions(workspace.path(), Permissions::from_mode(0o711))?;
+        }
+        for component in &mut program.components {
+            component.environment.extend(self.environment.iter().cloned());
+        }
+        self.sandbox.apply(&mut program.components)?;
+        report::reached("program read");
+        Ok(Opened {
+            program,
+            settings,
+            workspace,
+        })
+    }
+
+    fn settings(&self) -> Result<Settings, CommandError> {
+        let seconds = |name: &str, value: f64| {
+            Duration::try_from_secs_f64(value)
+                .ok()
+                .filter(|duration| !duration.is_zero())
+                .ok_or_else(|| format!("--{name} {value}: must be more than 0 seconds"))
+        };
+        Ok(Settings {
+            cache: cache_directory(),
+            event_timeout: seconds("timeout", self.timeout)?,
+            start_timeout: seconds("start-timeout", self.start_timeout)?,
+            workers: self.workers.map(usize::from),
+            // Where a host has put its API on this machine, under the name that the network's SDK knows.
+            guest_api: std::env::var_os(guest_api::VARIABLE).map(PathBuf::from),
+            ..Settings::default()
+        })
+    }
+}
+
+impl Opened {
+    /// The way from component to component, of which they are told in their environment; none where there is but one.
+    pub async fn gateway(&mut self) -> Option<Gateway> {
+        let socket = self.workspace.path().join("components.sock");
+        Gateway::between(&self.program.components, &socket, &mut self.settings.environment).await
+    }
+}
+
+/// Starts all `components` at once, to be seen on the `console` where there is one. `told` is called with each that is ready, as soon as it is.
+///
+/// # Errors
+/// The first that can't be started ends the others.
+pub(super) async fn start(
+    components: Vec<Component>,
+    settings: &Settings,
+    console: Option<&Console>,
+    told: impl Fn(&Running),
+) -> Result<Vec<Running>, CommandError> {
+    let started = components.into_iter().map(async |component| {
+        let engine = engine::start(&component, settings)
+            .await
+            .map_err(|error| account(&component.name, &error))?;
+        let running = Running { component, engine };
+        report::reached(&format!("{} ready", running.component.name));
+        told(&running);
+        Ok::<_, String>(match console {
+            Some(console) => console.observe(running),
+            None => running,
+        })
+    });
+    let running = try_join_all(started).await?;
+    settings.warm.clear();
+    Ok(running)
+}
+
+/// `NAME: why → engine`, for the line that tells the user.
+pub(super) fn described(running: &Running) -> String {
+    let Running { component, engine } = running;
+    let found = engine.describe();
+    let comma = if found.is_empty() { "" } else { ", " };
+    format!(
+        "{}: {}{comma}{found} → {}",
+        component.name, component.why, component.engine
+    )
+}
+
+fn account(name: &str, error: &StartError) -> String {
+    let StartError { message, traceback } = error;
+    // Most sentences begin with the component's name themselves.
+    let message = if message.contains(name) {
+        message.clone()
+    } else {
+        format!("{name}: {message}")
+    };
+    match traceback.as_deref().map(str::trim_end) {
+        Some(traceback) if !traceback.trim().is_empty() => format!("{message}\n{traceback}"),
+        _ => message,
+    }
+}

@@ -1,0 +1,172 @@
+//! Static files: a folder that answers GET and HEAD by itself, with no program. Ranges, `ETag`, `Last-Modified` and files
+//! that were compressed ahead (`app.js.br`, `.zst`, `.gz` beside `app.js`) are [`ServeDir`]'s; what is a component's own is
+//! here: routes, whose prefix is taken off, and what is not shown.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
+use percent_encoding::percent_decode_str;
+use tower_http::services::ServeDir;
+
+use super::{Engine, Handling, StartError, Working};
+use crate::event::{Body, Event, Failure, FailureKind, Input, Reply};
+use crate::program::Component;
+
+/// The folder that `component` is.
+///
+/// # Errors
+/// It is not a folder that can be read.
+pub async fn start(component: &Component) -> Result<Arc<dyn Engine>, StartError> {
+    let root = &component.root;
+    std::fs::read_dir(root)
+        .map_err(|error| StartError::new(format!("{}: {} can't be read: {error}", component.name, root.display())))?;
+    let routes = component.routes.iter().flatten();
+    let mut prefixes: Vec<&str> = routes.filter_map(|route| route.prefix()).collect();
+    // What is not below any of its prefixes, an exact route or the host's whole address, is asked for as it is.
+    prefixes.push("");
+    prefixes.sort_by_key(|prefix| std::cmp::Reverse(prefix.len()));
+    prefixes.dedup();
+    Ok(Arc::new(Files {
+        component: component.name.clone(),
+        folders: prefixes.iter().map(|prefix| Folder::new(root, prefix)).collect(),
+    }))
+}
+
+struct Files {
+    component: String,
+    /// Longest prefix first; the last one's is empty.
+    folders: Vec<Folder>,
+}
+
+/// The files as they are seen below one prefix.
+struct Folder {
+    prefix: String,
+    serve: ServeDir,
+}
+
+impl Folder {
+    fn new(root: &Path, prefix: &str) -> Self {
+        let serve = ServeDir::new(root)
+            .precompressed_br()
+            .precompressed_zstd()
+            .precompressed_gzip()
+            .redirect_path_prefix(prefix);
+        Self {
+            prefix: prefix.to_owned(),
+            serve,
+        }
+    }
+}
+
+impl Engine for Files {
+    fn handle(&self, event: Event) -> Handling {
+        let Input::Http(request) = event.input else {
+            let message = format!("{} is static files, which take no messages", self.component);
+            return Box::pin(std::future::ready(Err(Failure::new(FailureKind::NotFound, message))));
+        };
+        let path = request.uri().path();
+        let below = |folder: &&Folder| path.strip_prefix(folder.prefix.as_str()).is_some_and(is_rest);
+        let Some(folder) = self.folders.iter().find(below) else {
+            return Box::pin(std::future::ready(Err(nothing(path))));
+        };
+        let rest = &path[folder.prefix.len()..];
+        if rest.is_empty() && !folder.prefix.is_empty() {
+            // The links of the page there are meant from inside.
+            return Box::pin(std::future::ready(Ok(Reply::Http(redirect(&format!("{path}/"))))));
+        }
+        if hidden(rest) {
+            return Box::pin(std::future::ready(Err(nothing(path))));
+        }
+        let path = path.to_owned();
+        let (Ok(target), mut serve) = (rest.parse::<Uri>(), folder.serve.clone()) else {
+            return Box::pin(std::future::ready(Err(nothing(&path))));
+        };
+        let (mut head, _) = request.into_parts();
+        head.uri = target;
+        let component = self.component.clone();
+        Box::pin(async move {
+            let response = serve
+                .try_call(Request::from_parts(head, Body::empty()))
+                .await
+                .map_err(|error| Failure::new(FailureKind::Unavailable, format!("{component}: {path}: {error}")))?;
+            if response.status() == StatusCode::NOT_FOUND {
+                return Err(nothing(&path));
+            }
+            let mut response = response.map(Body::stream);
+            say_utf8(response.headers_mut());
+            Ok(Reply::Http(response))
+        })
+    }
+
+    fn stop(&self, _: Duration) -> Working {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn describe(&self) -> String {
+        "serves its files".to_owned()
+    }
+}
+
+fn is_rest(rest: &str) -> bool {
+    rest.is_empty() || rest.starts_with('/')
+}
+
+fn nothing(path: &str) -> Failure {
+    Failure::new(FailureKind::NotFound, format!("there is no file for {path}"))
+}
+
+/// Whether a path leads to what is not shown: files and folders whose names begin with a dot (`.git`, `.env`), other
+/// than `.well-known` (RFC 8615), and those that try to leave by `..`.
+fn hidden(path: &str) -> bool {
+    let path = percent_decode_str(path).decode_utf8_lossy();
+    path.split(['/', '\\'])
+        .any(|segment| segment.starts_with('.') && segment != ".well-known")
+}
+
+fn redirect(path: &str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    // A request's path is made of what a header's value may hold.
+    let location = HeaderValue::try_from(path).ok();
+    response
+        .headers_mut()
+        .extend(location.map(|location| (LOCATION, location)));
+    response
+}
+
+/// Text without a word on its encoding is taken for windows-1252 by browsers, which hardly any file is these days.
+fn say_utf8(headers: &mut HeaderMap) {
+    let Some(kind) = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return;
+    };
+    let text = kind.starts_with("text/") || kind == "application/javascript";
+    if text && !kind.contains(';') {
+        let with = HeaderValue::try_from(format!("{kind}; charset=utf-8")).ok();
+        headers.extend(with.map(|kind| (CONTENT_TYPE, kind)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hidden;
+
+    #[test]
+    fn dots_are_hidden_however_they_are_written() {
+        for path in [
+            "/.git/config",
+            "/a/.env",
+            "/../x",
+            "/a/%2e%2e/b",
+            "/a%2f.env",
+            "/..%5cx",
+        ] {
+            assert!(hidden(path), "{path}");
+        }
+        for path in ["/", "/a.b/c", "/.well-known/acme", "/a../b"] {
+            assert!(!hidden(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+// Programs that serve HTTP themselves: what they export is put on a port, and whatever server they have, each request is
+// an event of its own there, too.
+
+(w) => {
+  const { require, current, account } = w;
+  const http = require("node:http");
+  const net = require("node:net");
+
+  /** A request that a server of the program's own has, by Node's own objects. */
+  class Served {
+    constructor(request, response) {
+      /** By which the log knows the event; the host tells. */
+      this.id = request.headers["event-id"];
+      this.response = response;
+    }
+
+    fail(error) {
+      const { response } = this;
+      current.run(this, () => process.stderr.write(account(error) + "\n"));
+      if (response.writableFinished || response.destroyed) return;
+      // What was begun can't be taken back: the client sees that it breaks off.
+      if (response.headersSent) return response.destroy();
+      for (const name of response.getHeaderNames()) response.removeHeader(name);
+      response.writeHead(500, { "content-type": "application/problem+json" });
+      response.end('{\n  "title": "Internal Server Error",\n  "status": 500\n}\n');
+    }
+  }
+
+  const EVENTS = new Set(["request", "checkContinue", "checkExpectation"]);
+
+  /** Has every server of the program's own handle each request as an event. */
+  function watchServers() {
+    const emit = http.Server.prototype.emit;
+    http.Server.prototype.emit = function (name, request, response, ...rest) {
+      if (!EVENTS.has(name) || !(response instanceof http.ServerResponse)) {
+        return emit.call(this, name, request, response, ...rest);
+      }
+      const event = new Served(request, response);
+      // Their later events come from the connection, which is nobody's.
+      bind(request, event);
+      bind(response, event);
+      return current.run(event, () => emit.call(this, name, request, response, ...rest));
+    };
+  }
+
+  function bind(emitter, event) {
+    const { emit } = emitter;
+    emitter.emit = function (...args) {
+      return current.getStore() === event ? emit.apply(this, args) : current.run(event, () => emit.apply(this, args));
+    };
+  }
+
+  /** The server that a program's main export is or has; null if it has none. */
+  async function serverOf(main) {
+    if (main instanceof net.Server) return { server: main, found: "exports an http.Server" };
+    if (main?.server instanceof net.Server) {
+      // Fastify, restify: what has been registered is there once it is ready.
+      if (!main.server.listening && typeof main.ready === "function") await main.ready();
+      return { server: main.server, found: "exports an application with a server" };
+    }
+    return null;
+  }
+
+  /** A server for a main export that answers requests, but has none; null if it does not look like that. */
+  function serverFor(main) {
+    if (typeof main?.callback === "function" && typeof main.listen === "function") {
+      return { server: http.createServer(main.callback()), found: "exports a Koa application" };
+    }
+    if (typeof main === "function" && typeof main.handle === "function") {
+      return { server: http.createServer(main), found: "exports an Express application" };
+    }
+    if (typeof main === "function" && main.length >= 2) {
+      return { server: http.createServer(main), found: "exports a request listener" };
+    }
+    return null;
+  }
+
+  /** Puts a server on a port of the kernel's choice, and gives that port. */
+  function listen(server) {
+    return new Promise((listening, refused) => {
+      // Not by its own `listen`, which may do more than that.
+      const acceptor = net.createServer({ noDelay: true }, (socket) => server.emit("connection", socket));
+      acceptor.once("error", refused);
+      acceptor.listen(0, "127.0.0.1", () => listening(acceptor.address().port));
+    });
+  }
+
+  Object.assign(w, { watchServers, serverOf, serverFor, listen });
+}

@@ -1,0 +1,216 @@
+"""The worker's life: wait for the program, load it, give it its events, let it shut down."""
+
+import asyncio
+import atexit
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+
+from . import asgi, output, program
+from .channel import (CANCEL, CONNECT, END, HEADER, LENGTH, LOAD, MESSAGE, PING, PONG, READY, REFUSED, REQUEST, STOP,
+                      TAKEN, Channel)
+from .report import Refused, fault, last_line, own_traceback
+
+
+class Worker:
+    """The program, and the events that it has."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        self.exchanges = {}
+        self.loop = None
+        self.program = None
+        self.stopping = False
+        self.idle = None
+
+    def on_frame(self, kind, stream, payload):
+        if kind == REQUEST:
+            self.program.request(stream, payload)
+        elif kind == MESSAGE:
+            self.program.message(stream, payload)
+        elif kind == CONNECT:
+            self.program.connect(stream, payload)
+        elif kind == PING:
+            self.channel.write(PONG, 0)
+        elif kind == STOP:
+            self.stop()
+        else:
+            exchange = self.exchanges.get(stream)
+            if exchange is None:
+                return
+            if kind == TAKEN:
+                exchange.add_credit(LENGTH.unpack(payload)[0])
+            elif kind == END:
+                exchange.end_body()
+            elif kind == CANCEL:
+                exchange.disconnect(None)
+            else:
+                exchange.take_piece(kind, bytes(payload))
+
+    def begin(self, exchange, coroutine):
+        """Has a task of its own see to an event."""
+        self.exchanges[exchange.stream] = exchange
+        exchange.task = self.begin_task(coroutine)
+
+    def forget(self, exchange):
+        """This event is through."""
+        self.exchanges.pop(exchange.stream, None)
+        output.end_line(exchange.event)
+        if self.idle is not None and not self.exchanges:
+            asgi.settle(self.idle, None)
+
+    def stop(self):
+        if not self.stopping:
+            self.stopping = True
+            self.ending = self.loop.create_task(self.end())
+
+    async def end(self):
+        for exchange in list(self.exchanges.values()):
+            exchange.stop()
+        if self.exchanges:
+            self.idle = self.loop.create_future()
+            await self.idle
+        try:
+            await self.program.shutdown()
+        finally:
+            self.loop.stop()
+
+    def run(self):
+        # While nobody waits: a loop, and what the interpreter itself consists of out of the collector's way.
+        self.loop = asyncio.new_event_loop()
+        gc.collect()
+        gc.freeze()
+        kind, payload = self.channel.read_first()
+        if kind != LOAD:
+            sys.exit(f"the first frame is of the kind {kind}, not a program to load")
+        load = json.loads(payload)
+        program.prepare(load)
+        self.loop = loop = program.event_loop_for(load, self.loop)
+        asyncio.set_event_loop(loop)
+        self.channel.loop = loop
+        self.begin_task = beginner(loop)
+        try:
+            name, target, kind = program.find(load)
+            self.program = self.interface(kind)(target, self, load)
+            loop.run_until_complete(self.program.startup())
+        except Refused as error:
+            self.refuse(str(error), None)
+        except BaseException as error:
+            self.refuse(last_line(error), own_traceback(error))
+        found = {"found": f"`{name}` is {kind}", "websockets": self.program.websockets}
+        self.say(READY, json.dumps(found).encode())
+        # The program as it was imported stays, too. What garbage there is among it is not worth the time to find it.
+        gc.freeze()
+        self.channel.attach(loop, self.on_frame, self.stop)
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGCONT, reseed)
+        if self.channel.rest:
+            rest, self.channel.rest = self.channel.rest, b""
+            self.channel.parse(memoryview(rest))
+        loop.run_forever()
+        self.channel.flush_blocking()
+        leave(0)
+
+    @staticmethod
+    def interface(kind):
+        # What a program doesn't use it doesn't wait for.
+        if kind == program.ASGI:
+            return asgi.Application
+        if kind == program.WSGI:
+            from . import wsgi
+
+            return wsgi.Application
+        from . import handler
+
+        return handler.Handler
+
+    def refuse(self, message, text):
+        self.channel.sock.setblocking(True)
+        self.say(REFUSED, fault(message, text))
+        leave(1)
+
+    def say(self, kind, payload):
+        self.channel.sock.sendall(HEADER.pack(len(payload), 0, kind) + payload)
+
+
+def reseed():
+    """The machine was stopped, or is a copy of one that was: its twin must not have the same random numbers."""
+    if random := sys.modules.get("random"):
+        random.seed()
+
+
+def beginner(loop):
+    """What begins a task and runs its first step at once, not in the loop's next turn: most events end in it.
+
+    Python 3.12's eager tasks do that, too, but are no tasks of the loop while they run so, and a program may look for
+    its own.
+    """
+    if hasattr(loop, "_ready"):
+        return lambda coroutine: begin_in_queue(loop, coroutine)
+    if type(loop).__module__ == "uvloop" and hasattr(loop, "__dict__"):
+        return Beginner(loop).begin
+    return loop.create_task
+
+
+def begin_in_queue(loop, coroutine):
+    # asyncio's own loops: the step is the last of what is to be run in the next turn.
+    ready = loop._ready
+    before = len(ready)
+    task = loop.create_task(coroutine)
+    if len(ready) == before + 1:
+        ready.pop()._run()
+    return task
+
+
+class Beginner:
+    """uvloop's: its queue can't be seen, but how a task puts its first step there can."""
+
+    def __init__(self, loop):
+        self.loop = loop
+        self.step = None
+
+    def begin(self, coroutine):
+        loop = self.loop
+        loop.call_soon = self.catch
+        try:
+            task = loop.create_task(coroutine)
+        finally:
+            del loop.call_soon
+        step, self.step = self.step, None
+        if step is not None:
+            callback, arguments, context = step
+            try:
+                context.run(callback, *arguments)
+            except Exception as error:
+                loop.call_exception_handler({"message": "a task could not begin", "exception": error})
+        return task
+
+    def catch(self, callback, *arguments, context=None):
+        if self.step is not None or context is None:
+            return type(self.loop).call_soon(self.loop, callback, *arguments, context=context)
+        self.step = callback, arguments, context
+
+
+def leave(status):
+    """Ends the process though threads of the program may still run."""
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    output.end()
+    os._exit(status)
+
+
+def main():
+    descriptor = int(sys.argv[1])
+    # What the program starts has no business with the channel.
+    os.set_inheritable(descriptor, False)
+    output.begin()
+    Worker(Channel(socket.socket(fileno=descriptor))).run()

@@ -1,0 +1,139 @@
+"""The program: makes the process as it expects it, imports it, and tells by looking what it is."""
+
+import asyncio
+import glob
+import importlib
+import inspect
+import os
+import site
+import sys
+
+from .report import Refused
+
+# Where a program is looked for that nobody has named.
+CANDIDATES = ("app", "application", "asgi", "wsgi", "api", "handler", "handle")
+HANDLERS = ("handler", "handle")
+
+ASGI, WSGI, HANDLER = "an ASGI application", "a WSGI application", "a handler"
+SHAPES = "an ASGI application (scope, receive, send), a WSGI application (environ, start_response), " \
+         "or a handler (event, context)"
+
+
+def prepare(load):
+    """Makes the process look as the program expects it: environment, working directory, import path."""
+    for key, value in load["environment"]:
+        os.environ[key] = value
+    root = load["root"]
+    os.chdir(root)
+    sys.argv = [os.path.join(root, load["module"].replace(".", "/") + ".py")]
+    paths = [root, *load["packages"]]
+    paths += [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
+    sys.path[:] = paths + [path for path in sys.path if path and path not in paths]
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    for folder in (os.path.join(root, ".venv"), os.path.join(root, "venv"), "/opt/venv"):
+        packages = os.path.join(folder, "lib", version, "site-packages")
+        if not os.path.isdir(packages):
+            others = glob.glob(os.path.join(folder, "lib", "python*", "site-packages"))
+            if others:
+                other = os.path.basename(os.path.dirname(others[0]))
+                sys.stderr.write(f"{folder} is for {other}, and this is Python {sys.version.split()[0]}: what is "
+                                 "installed there is left out\n")
+        else:
+            before = len(sys.path)
+            site.addsitedir(packages)
+            # What a program brings goes before what the system has.
+            added = sys.path[before:]
+            del sys.path[before:]
+            sys.path[len(paths):len(paths)] = added
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        sys.dont_write_bytecode = True
+
+
+def event_loop_for(load, plain):
+    """uvloop's where the program brings it along, which is looked for where programs bring things: `plain` otherwise."""
+    places = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+    places += [load["root"], *load["packages"], *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
+    if not any(os.path.isdir(os.path.join(place, "uvloop")) for place in places):
+        return plain
+    try:
+        import uvloop
+    except ImportError:
+        return plain
+    plain.close()
+    return uvloop.new_event_loop()
+
+
+def find(load):
+    """Imports the program; returns the name of its object, the object, and which of the three it is."""
+    module_name, attribute = load["module"], load["attribute"]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name + ".").startswith(error.name + "."):
+            there = sorted(name for name in os.listdir(load["root"]) if not name.startswith("."))[:20]
+            raise Refused(f"there is no Python module {module_name!r} in {load['root']}, only: "
+                          f"{', '.join(there) or 'nothing'}") from None
+        raise
+    if attribute is not None:
+        target = module
+        for part in attribute.split("."):
+            if not hasattr(target, part):
+                raise Refused(f"the module {module_name!r} has no {attribute!r}; it has: {public(module)}")
+            target = getattr(target, part)
+        kind, why_not = look_at(attribute.split(".")[-1], target)
+        if kind is None:
+            raise Refused(f"{attribute!r} {why_not}; what can be run is {SHAPES}")
+        return attribute, target, kind
+    unfit = []
+    for name in CANDIDATES:
+        target = getattr(module, name, None)
+        if target is None or inspect.ismodule(target):
+            continue
+        kind, why_not = look_at(name, target)
+        if kind is not None:
+            return name, target, kind
+        unfit.append(f"{name!r} {why_not}; ")
+    raise Refused(f"the module {module_name!r} has nothing to run under the names {', '.join(CANDIDATES)}: {SHAPES}. "
+                  f"{''.join(unfit)}it has: {public(module)}. Name it in the entrypoint: {module_name}:NAME")
+
+
+def public(module):
+    names = [name for name, value in vars(module).items()
+             if not name.startswith("_") and not inspect.ismodule(value)]
+    return ", ".join(names[:20]) or "no public names"
+
+
+def look_at(name, target):
+    """Which of the three `target` is, told from how it can be called; or None, and why not."""
+    kind = f"is a {type(target).__module__}.{type(target).__qualname__}".replace("builtins.", "")
+    if not callable(target):
+        return None, f"{kind}, which can't be called"
+    is_async = asyncio.iscoroutinefunction(target) or asyncio.iscoroutinefunction(getattr(target, "__call__", None))
+    try:
+        signature = inspect.signature(target)
+    except ValueError:
+        # A callable of C has no signature to look at: let it try.
+        return ASGI, None
+    one, two, three = (takes(signature, count) for count in (1, 2, 3))
+    if three and (is_async or not two):
+        return ASGI, None
+    if two and is_async:
+        return HANDLER, None
+    if two:
+        words = list(signature.parameters)[:2]
+        is_handler = name in HANDLERS or words[0].strip("_") == "event" or words[-1].strip("_") == "context"
+        return (HANDLER if is_handler else WSGI), None
+    if one and (name in HANDLERS or next(iter(signature.parameters)).strip("_") == "event"):
+        return HANDLER, None
+    hint = ""
+    if type(target).__module__.split(".")[0] == "aiohttp":
+        hint = ": an aiohttp program serves HTTP itself, begin it as an executable, by a file with #!"
+    return None, f"{kind} that is called as {name}{signature}{hint}"
+
+
+def takes(signature, count):
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,46 @@
+"""Failures in the program's own terms: a sentence, and a traceback without our frames in it."""
+
+import json
+import traceback
+
+# The end of a traceback says most; this many characters of it are kept.
+TRACEBACK_LIMIT = 100_000
+
+
+class Refused(Exception):
+    """The program can't be run; the message says why, in the user's terms."""
+
+
+def own_traceback(error):
+    """The traceback in the program's own terms: without the frames of the worker and of the import system."""
+    frames = error.__traceback__
+    while frames is not None and hidden(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    report = traceback.TracebackException(type(error), error, frames)
+    seen = set()
+    stack = [report]
+    while stack:
+        part = stack.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        part.stack[:] = [frame for frame in part.stack if not hidden(frame.filename)]
+        stack += [part.__cause__, part.__context__]
+    text = "".join(report.format())
+    return text[-TRACEBACK_LIMIT:]
+
+
+def hidden(filename):
+    # "<polyinit" is how the bootstrap in mod.rs names the worker's own code.
+    return filename.startswith(("<polyinit", "<frozen importlib")) or filename.endswith("/importlib/__init__.py")
+
+
+def last_line(error):
+    if isinstance(error, SystemExit):
+        return f"the program called sys.exit({error.code!r})"
+    lines = traceback.format_exception_only(type(error), error)
+    return lines[-1].strip()[:2000]
+
+
+def fault(message, text):
+    return json.dumps({"message": message, "traceback": text}).encode()

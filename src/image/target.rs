@@ -1,0 +1,90 @@
+//! The place that an image will be at: until it is whole, a temporary file beside it, so that a build that fails leaves
+//! what was there before.
+
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+/// A file that can't be written.
+#[derive(Debug, thiserror::Error)]
+#[error("can't write {path}: {source}", path = .path.display())]
+pub struct WriteError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// An image's file while it is written.
+pub struct Target<'o> {
+    output: &'o Path,
+    file: NamedTempFile,
+}
+
+impl<'o> Target<'o> {
+    /// Makes a temporary file beside `output`.
+    ///
+    /// # Errors
+    /// The folder isn't there or can't be written to, or `output` is a folder itself.
+    pub fn create(output: &'o Path) -> Result<Self, WriteError> {
+        let write_error = |source| WriteError {
+            path: output.to_path_buf(),
+            source,
+        };
+        if output.is_dir() {
+            return Err(write_error(io::ErrorKind::IsADirectory.into()));
+        }
+        let folder = output
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let file = tempfile::Builder::new()
+            .prefix(".image-")
+            .tempfile_in(folder)
+            .map_err(write_error)?;
+        Ok(Self { output, file })
+    }
+
+    /// What the image will be called, for errors.
+    pub fn output(&self) -> &'o Path {
+        self.output
+    }
+
+    /// The file to write to.
+    pub fn file(&self) -> &File {
+        self.file.as_file()
+    }
+
+    /// The same by its name, for tools.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Something went wrong with this file.
+    pub fn error(&self, source: io::Error) -> WriteError {
+        WriteError {
+            path: self.output.to_path_buf(),
+            source,
+        }
+    }
+
+    /// The file is whole: puts it in its place. Returns its size in bytes.
+    ///
+    /// # Errors
+    /// The disk is full, or the place was taken away meanwhile.
+    pub fn finish(self) -> Result<u64, WriteError> {
+        let finished = || {
+            self.file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+            self.file.as_file().sync_all()?;
+            Ok(self.file.as_file().metadata()?.len())
+        };
+        let bytes = finished().map_err(|source| self.error(source))?;
+        let output = self.output;
+        let persisted = self.file.persist(output).map_err(|error| WriteError {
+            path: output.to_path_buf(),
+            source: error.error,
+        });
+        persisted.map(|_| bytes)
+    }
+}

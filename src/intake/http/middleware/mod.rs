@@ -1,0 +1,212 @@
+//! What a manifest's `[http]` asks for around every request: between the connection and the router. A program that asks
+//! for nothing has no [`Middleware`], and its requests go by it without a branch more than that.
+//!
+//! ```text
+//! request -> id -> rate limit -> CORS -> compression -> body limit -> time limit -> router
+//! ```
+
+mod body;
+mod rate;
+pub(in crate::intake) mod request_id;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use http::header::RETRY_AFTER;
+use http::{HeaderName, HeaderValue, Method, Request, Response};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_http::compression::CompressionLayer;
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
+
+use self::body::Limited;
+use self::rate::Rate;
+use super::problem;
+use crate::event::{Body, EventId, Failure, FailureKind};
+use crate::program::manifest::{CorsKeys, HttpKeys};
+
+pub use request_id::HEADER as REQUEST_ID;
+
+/// What is asked for, ready to be used.
+pub struct Middleware {
+    request_id: bool,
+    rate: Option<Rate>,
+    cors: Option<CorsLayer>,
+    compression: Option<CompressionLayer>,
+    /// The largest body of a request, in bytes.
+    body_limit: Option<u64>,
+    /// From the request's head to the reply's.
+    timeout: Option<Duration>,
+    /// Whether clients see what failed inside.
+    reveal: bool,
+}
+
+impl Middleware {
+    /// What `keys`, which have been checked, ask for; nothing where they ask for nothing.
+    pub fn new(keys: &HttpKeys, reveal: bool) -> Option<Self> {
+        let middleware = Self {
+            request_id: keys.request_id,
+            rate: keys.rate_limit.as_ref().map(Rate::new),
+            cors: keys.cors.as_ref().map(cors),
+            compression: keys.compression.then(CompressionLayer::new),
+            body_limit: keys.body_limit,
+            timeout: keys
+                .timeout
+                .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            reveal,
+        };
+        let any = middleware.request_id
+            || middleware.rate.is_some()
+            || middleware.cors.is_some()
+            || middleware.compression.is_some()
+            || middleware.body_limit.is_some()
+            || middleware.timeout.is_some();
+        any.then_some(middleware)
+    }
+
+    /// Gives the request to `next`, or answers it.
+    pub async fn around<F>(
+        &self,
+        mut request: Request<Body>,
+        event: EventId,
+        client: SocketAddr,
+        next: impl FnOnce(Request<Body>) -> F + Send,
+    ) -> Response<Body>
+    where
+        F: Future<Output = Response<Body>> + Send,
+    {
+        let id = self.request_id.then(|| request_id::of(&mut request, event));
+        let mut response = match self.rate.as_ref().map(|rate| rate.admit(client.ip(), Instant::now())) {
+            Some(Err(wait)) => self.too_many(wait),
+            _ => self.shared(request, next).await,
+        };
+        if let Some(id) = id {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        response
+    }
+
+    async fn shared<F>(&self, request: Request<Body>, next: impl FnOnce(Request<Body>) -> F + Send) -> Response<Body>
+    where
+        F: Future<Output = Response<Body>> + Send,
+    {
+        let mut next = Some(next);
+        let inner = service_fn(move |request| {
+            // Called once for each: both layers hand one request to it, or answer themselves.
+            let next = next.take();
+            async move {
+                Ok::<_, Infallible>(match next {
+                    Some(next) => self.compressed(request, next).await,
+                    None => Response::new(Body::empty()),
+                })
+            }
+        });
+        let Ok(response) = match &self.cors {
+            Some(cors) => cors.layer(inner).oneshot(request).await,
+            None => inner.oneshot(request).await,
+        };
+        response
+    }
+
+    async fn compressed<F>(
+        &self,
+        request: Request<Body>,
+        next: impl FnOnce(Request<Body>) -> F + Send,
+    ) -> Response<Body>
+    where
+        F: Future<Output = Response<Body>> + Send,
+    {
+        let Some(compression) = &self.compression else {
+            return self.limited(request, next).await;
+        };
+        let mut next = Some(next);
+        let inner = service_fn(move |request| {
+            let next = next.take();
+            async move {
+                Ok::<_, Infallible>(match next {
+                    Some(next) => self.limited(request, next).await,
+                    None => Response::new(Body::empty()),
+                })
+            }
+        });
+        let Ok(response) = compression.layer(inner).oneshot(request).await;
+        response.map(Body::stream)
+    }
+
+    async fn limited<F>(&self, request: Request<Body>, next: impl FnOnce(Request<Body>) -> F) -> Response<Body>
+    where
+        F: Future<Output = Response<Body>> + Send,
+    {
+        let (request, passed) = match self.body_limit {
+            Some(limit) => match Limited::new(request, limit) {
+                Ok((request, passed)) => (request, Some((limit, passed))),
+                Err(()) => return self.too_large(limit),
+            },
+            None => (request, None),
+        };
+        let reply = next(request);
+        let response = match self.timeout {
+            Some(limit) => match tokio::time::timeout(limit, reply).await {
+                Ok(response) => response,
+                Err(_) => {
+                    let message = format!("no reply within the {} s of [http] timeout", limit.as_secs_f64());
+                    self.failed(Failure::new(FailureKind::Timeout, message))
+                }
+            },
+            None => reply.await,
+        };
+        match passed {
+            // Whatever the program made of a body that broke off, this is why it did.
+            Some((limit, passed)) if passed.is_passed() => self.too_large(limit),
+            _ => response,
+        }
+    }
+
+    fn too_large(&self, limit: u64) -> Response<Body> {
+        let message = format!("the request's body is larger than [http] body_limit, {limit} bytes");
+        self.failed(Failure::new(FailureKind::TooLarge, message))
+    }
+
+    fn too_many(&self, wait: Duration) -> Response<Body> {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let message =
+            format!("too many requests from this address: [http] rate_limit lets the next one in {seconds} s");
+        let mut response = self.failed(Failure::new(FailureKind::TooMany, message));
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        response
+    }
+
+    fn failed(&self, failure: Failure) -> Response<Body> {
+        problem::response_with(failure, self.reveal)
+    }
+}
+
+fn cors(keys: &CorsKeys) -> CorsLayer {
+    let any = |list: &[String]| list.iter().any(|word| word == "*");
+    let origin = if any(&keys.origins) {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(
+            keys.origins
+                .iter()
+                .filter_map(|origin| HeaderValue::try_from(origin).ok()),
+        )
+    };
+    let names = |list: &[String]| -> Vec<HeaderName> { list.iter().filter_map(|name| name.parse().ok()).collect() };
+    let mut layer = CorsLayer::new()
+        .allow_origin(origin)
+        .allow_credentials(keys.credentials)
+        .allow_methods(match &keys.methods {
+            Some(methods) => AllowMethods::list(methods.iter().filter_map(|name| name.parse::<Method>().ok())),
+            None => AllowMethods::mirror_request(),
+        })
+        .allow_headers(match &keys.headers {
+            Some(headers) => AllowHeaders::list(names(headers)),
+            None => AllowHeaders::mirror_request(),
+        })
+        .expose_headers(names(&keys.expose));
+    if let Some(seconds) = keys.max_age {
+        layer = layer.max_age(Duration::from_secs(seconds));
+    }
+    layer
+}

@@ -1,0 +1,199 @@
+//! The keys of `polyinit.toml`, as types. **A new key is a field here**: its `///` comment is what editors and
+//! `docs/polyinit.schema.json` show of it, its type is what the manifest is checked against, and whoever needs it reads
+//! it from [`Component::keys`](crate::program::Component::keys). What a type can't say is checked in `mod.rs`.
+//! After a change, `POLYINIT_BLESS=1 cargo test schema` writes the schema anew; docs/manifest.md has a line for it.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::program::EngineKind;
+use crate::program::limits::{Account, MaxRequests, ResourceLimits, Size, WorkerCount};
+use crate::program::sandbox::Sandbox;
+
+/// What a program's parts are.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(title = "polyinit.toml")]
+pub struct ManifestKeys {
+    /// The program's components, by their names: letters, digits, `-` and `_`.
+    #[schemars(required)]
+    pub components: BTreeMap<String, ComponentKeys>,
+    /// What is done around every request that comes over HTTP. Nothing unless said.
+    pub http: HttpKeys,
+}
+
+/// What is done around every request that comes over HTTP.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpKeys {
+    /// Gives every request an `x-request-id`, unless it has one, and its reply the same.
+    pub request_id: bool,
+    /// How each request is written to standard output.
+    pub access_log: AccessLog,
+    /// Compresses replies for clients that take it (zstd, br, gzip).
+    pub compression: bool,
+    /// The longest from a request's head to its reply's, in seconds; then 504.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub timeout: Option<f64>,
+    /// The largest body of a request, in bytes; then 413.
+    pub body_limit: Option<u64>,
+    /// Lets pages of other origins read replies.
+    pub cors: Option<CorsKeys>,
+    /// How many requests one address may send; then 429.
+    pub rate_limit: Option<RateKeys>,
+}
+
+/// How each request is written to standard output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLog {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object.
+    Json,
+    /// Not at all.
+    Off,
+}
+
+/// Which pages of other origins may read replies (the Fetch standard's CORS protocol).
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CorsKeys {
+    /// Origins (`https://shop.example`), or `*` for all.
+    pub origins: Vec<String>,
+    /// Methods that they may use. All unless said.
+    #[serde(default)]
+    pub methods: Option<Vec<String>>,
+    /// Headers that they may send. All unless said.
+    #[serde(default)]
+    pub headers: Option<Vec<String>>,
+    /// Headers of the reply that they may read, beside those that they always may.
+    #[serde(default)]
+    pub expose: Vec<String>,
+    /// Whether they may send cookies.
+    #[serde(default)]
+    pub credentials: bool,
+    /// For how long a browser may remember all this, in seconds.
+    #[serde(default)]
+    pub max_age: Option<u64>,
+}
+
+/// How many requests one address (an IPv6 /64) may send.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateKeys {
+    /// So many requests …
+    pub requests: NonZeroU32,
+    /// … in so many seconds.
+    #[serde(default = "one")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub seconds: f64,
+    /// So many at once. As `requests` unless said.
+    #[serde(default)]
+    pub burst: Option<NonZeroU32>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// One component: one thing that an engine runs.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ComponentKeys {
+    /// The file or folder that it is, from where the manifest stands.
+    pub source: PathBuf,
+    /// Where it begins: `module:attribute`, or a file below the source. Found by looking unless said.
+    pub entrypoint: Option<String>,
+    /// What runs it. Told from the source unless said.
+    pub engine: Option<EngineKind>,
+    /// The command that makes the source, for `/bin/sh`, run where the manifest stands: by `polyinit build`, and by
+    /// `polyinit serve --watch` whenever something changes.
+    pub build: Option<String>,
+    /// The files and folders whose changes `polyinit serve --watch` looks for, from where the manifest stands. The
+    /// source unless said; with `build`, everything there.
+    pub watch: Option<Vec<PathBuf>>,
+    /// Variables for its environment.
+    pub environment: BTreeMap<String, String>,
+    /// The requests that go to it; the one that says most wins. Every request unless said, none with
+    /// `messages = true`; `[]` is for a component that takes none.
+    pub routes: Option<Vec<RouteKeys>>,
+    /// Whether network messages go to it.
+    pub messages: bool,
+    /// The most processes, or `"auto"` for one a processor. Python and Node start more than one as events come at the
+    /// same time, unless said as many as there are processors, two at least; what serves HTTP itself has one unless said.
+    pub workers: Option<WorkerCount>,
+    /// Requests after which a process is replaced by a new one, or up to a tenth later. Never unless said.
+    pub max_requests: Option<MaxRequests>,
+    /// Seconds that it may take to start.
+    pub start_timeout: Option<f64>,
+    /// Seconds that it may take to answer a request.
+    pub request_timeout: Option<f64>,
+    /// The most memory of one process and what it starts (cgroup); of one instance, where it is WebAssembly.
+    pub memory: Option<Size>,
+    /// The most processors that one process and what it starts keep busy: `0.5` is half of one (cgroup).
+    pub cpu: Option<f64>,
+    /// The user that its processes run as.
+    pub user: Option<Account>,
+    /// The group that its processes run as; the user's own unless said.
+    pub group: Option<Account>,
+    /// Whether its processes are kept from gaining privileges, as by sudo; `true` unless said.
+    pub no_new_privs: Option<bool>,
+    /// Resource limits of its processes (getrlimit(2)).
+    pub rlimits: ResourceLimits,
+    /// What it is granted beside its events, and how far it may go: for WebAssembly alone.
+    pub wasm: Sandbox,
+}
+
+impl Default for ComponentKeys {
+    fn default() -> Self {
+        Self {
+            source: ".".into(),
+            entrypoint: None,
+            engine: None,
+            build: None,
+            watch: None,
+            environment: BTreeMap::new(),
+            routes: None,
+            messages: false,
+            workers: None,
+            max_requests: None,
+            start_timeout: None,
+            request_timeout: None,
+            memory: None,
+            cpu: None,
+            user: None,
+            group: None,
+            no_new_privs: None,
+            rlimits: ResourceLimits::new(),
+            wasm: Sandbox::default(),
+        }
+    }
+}
+
+/// A route: a path, or a table that says more.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RouteKeys {
+    /// A path: exact (`/about`), or with all that is below (`/api/*`).
+    Path(String),
+    /// What a request must be like.
+    Table(RouteTable),
+}
+
+/// What a request must be like to take this route.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RouteTable {
+    /// A path: exact (`/about`), or with all that is below (`/api/*`). Any unless said.
+    pub path: Option<String>,
+    /// A host name: exact (`shop.example`), or any below (`*.shop.example`). Any unless said.
+    pub host: Option<String>,
+    /// Methods (`["GET", "POST"]`); GET is HEAD, too. Any unless said.
+    pub methods: Option<Vec<String>>,
+}

@@ -1,0 +1,125 @@
+//! Requests from component to component.
+
+use crate::support::{Served, folder_with};
+
+const MANIFEST: &str = "\
+[components.front]
+source = \"front.py\"
+[components.back]
+source = \"back.py\"
+routes = []
+";
+
+/// `/socket` and `/proxy` ask the other component over the one and the other; `/loop` asks itself without an end.
+const FRONT: &str = "\
+import asyncio, http.client, json, os, socket, urllib.request
+
+class Connection(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(os.environ['POLYINIT_SOCKET'])
+
+def over_socket(host, path, headers={}):
+    connection = Connection(host, timeout=60)
+    connection.request('GET', path, headers=headers)
+    response = connection.getresponse()
+    return response.status, response.read()
+
+def over_proxy(host, path, headers={}):
+    proxy = urllib.request.ProxyHandler({'http': os.environ['POLYINIT_PROXY']})
+    try:
+        with urllib.request.build_opener(proxy).open(urllib.request.Request(f'http://{host}{path}', headers=headers)) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    way, _, host = scope['path'].strip('/').partition('/')
+    headers = {name.decode(): value.decode() for name, value in scope['headers']}
+    passed = {name: headers[name] for name in ('x-request-id', 'traceparent') if name in headers}
+    if way == 'loop':
+        ask, host, path = over_socket, 'front.internal', '/loop'
+    else:
+        ask, path = (over_proxy if way == 'proxy' else over_socket), '/path?x=1'
+    status, body = await asyncio.to_thread(ask, host, path, passed)
+    await send({'type': 'http.response.start', 'status': status})
+    await send({'type': 'http.response.body', 'body': body})
+";
+
+const BACK: &str = "\
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    headers = dict(scope['headers'])
+    told = [scope['path'].encode(), scope['query_string'], headers[b'host'], headers[b'x-request-id'], headers.get(b'traceparent', b'')]
+    await send({'type': 'http.response.start', 'status': 200})
+    await send({'type': 'http.response.body', 'body': b' '.join(told)})
+";
+
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+fn program() -> tempfile::TempDir {
+    let folder = folder_with("polyinit.toml", MANIFEST);
+    std::fs::write(folder.path().join("front.py"), FRONT).unwrap();
+    std::fs::write(folder.path().join("back.py"), BACK).unwrap();
+    folder
+}
+
+async fn ask(app: &Served, path: &str) -> (u16, String) {
+    let request = ::http::Request::get(path)
+        .header("x-request-id", "mine")
+        .header("traceparent", TRACE);
+    let response = crate::support::request(&app.address, request, "").await;
+    (response.status, response.text())
+}
+
+#[tokio::test]
+async fn by_name_over_the_socket_and_the_proxy() {
+    let folder = program();
+    let app = Served::start(folder.path(), &[]);
+    for way in ["socket", "proxy"] {
+        let (status, told) = ask(&app, &format!("/{way}/back.internal")).await;
+        assert_eq!(
+            (status, told),
+            (200, format!("/path x=1 back.internal mine {TRACE}")),
+            "{way}"
+        );
+        let (status, told) = ask(&app, &format!("/{way}/other.internal")).await;
+        assert_eq!(status, 404);
+        assert!(told.contains("there are: back, front"), "{told}");
+        let (status, told) = ask(&app, &format!("/{way}/example.org")).await;
+        assert_eq!(status, 400);
+        assert!(told.contains("example.org is no component"), "{told}");
+    }
+    // From outside, the name means nothing.
+    let request = ::http::Request::get("/socket/back.internal").header("host", "back.internal");
+    let outside = crate::support::request(&app.address, request, "").await;
+    assert!(outside.text().starts_with("/path x=1 back.internal "), "{outside:?}");
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_circle_comes_to_an_end() {
+    let folder = program();
+    let app = Served::start(folder.path(), &[]);
+    let (status, told) = ask(&app, "/loop").await;
+    assert_eq!(status, 508);
+    assert!(told.contains("more than 8 deep"), "{told}");
+    assert_eq!(ask(&app, "/socket/back.internal").await.0, 200);
+    app.stop();
+}
+
+#[tokio::test]
+async fn one_component_has_nobody_to_call() {
+    let code = "\
+import os
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    await send({'type': 'http.response.start', 'status': 200})
+    await send({'type': 'http.response.body', 'body': str('POLYINIT_SOCKET' in os.environ).encode()})
+";
+    let folder = folder_with("main.py", code);
+    let app = Served::start(folder.path(), &[]);
+    assert_eq!(app.get("/").await.text(), "False");
+    app.stop();
+}

@@ -1,0 +1,141 @@
+//! Static files.
+
+use ::http::Request;
+
+use crate::support::{Response, Served, folder_with, request};
+
+const MANIFEST: &str = "[components.assets]\nengine = \"static\"\nsource = \"public\"\nroutes = [\"/static/*\"]\n";
+
+fn site() -> tempfile::TempDir {
+    let folder = folder_with("polyinit.toml", MANIFEST);
+    let write = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    };
+    write("secret.txt", "secret");
+    write("public/index.html", "<h1>home</h1>");
+    write("public/app.js", "0123456789");
+    write("public/app.js.gz", "as gzip");
+    write("public/app.js.br", "as brotli");
+    write("public/.env", "secret");
+    write("public/.well-known/x", "known");
+    write("public/docs/index.html", "<h1>docs</h1>");
+    write("public/a b.txt", "a b");
+    folder
+}
+
+async fn ask(app: &Served, path: &str, headers: &[(&str, &str)]) -> Response {
+    let mut sent = Request::get(path);
+    for (name, value) in headers {
+        sent = sent.header(*name, *value);
+    }
+    request(&app.address, sent, "").await
+}
+
+#[tokio::test]
+async fn files_folders_and_their_types() {
+    let folder = site();
+    let app = Served::start(folder.path(), &[]);
+    let home = app.get("/static/").await;
+    assert_eq!((home.status, home.text().as_str()), (200, "<h1>home</h1>"));
+    assert_eq!(home.all("content-type"), [b"text/html; charset=utf-8"]);
+    for (path, to) in [("/static", "/static/"), ("/static/docs", "/static/docs/")] {
+        let moved = app.get(path).await;
+        assert_eq!(
+            (moved.status, moved.all("location")),
+            (307, vec![to.as_bytes()]),
+            "{path}"
+        );
+    }
+    assert_eq!(app.get("/static/docs/").await.text(), "<h1>docs</h1>");
+    assert_eq!(app.get("/static/a%20b.txt").await.text(), "a b");
+    assert_eq!(app.get("/static/.well-known/x").await.text(), "known");
+    let head = request(&app.address, Request::head("/static/app.js"), "").await;
+    assert_eq!((head.status, head.all("content-length")), (200, vec![&b"10"[..]]));
+    let post = request(&app.address, Request::post("/static/app.js"), "x").await;
+    assert_eq!((post.status, post.all("allow").len()), (405, 1));
+    app.stop();
+}
+
+#[tokio::test]
+async fn what_is_not_for_everybody() {
+    let folder = site();
+    let app = Served::start(folder.path(), &[]);
+    for path in [
+        "/static/nothing",
+        "/static/.env",
+        "/static/%2eenv",
+        "/static/../secret.txt",
+        "/static/%2e%2e/secret.txt",
+        "/static/..%2fsecret.txt",
+        "/static/docs/..%2f..%2fsecret.txt",
+        "/static//etc/passwd",
+        "/static/%00",
+        "/static/app.js/x",
+    ] {
+        let response = app.get(path).await;
+        assert_eq!(response.status, 404, "{path}: {}", response.text());
+    }
+    app.stop();
+}
+
+#[tokio::test]
+async fn ranges_and_what_the_client_has_already() {
+    let folder = site();
+    let app = Served::start(folder.path(), &[]);
+    let whole = app.get("/static/app.js").await;
+    assert_eq!(whole.text(), "0123456789");
+    let value = |name: &str| String::from_utf8(whole.all(name)[0].to_vec()).unwrap();
+    let part = ask(&app, "/static/app.js", &[("range", "bytes=2-4")]).await;
+    assert_eq!((part.status, part.text().as_str()), (206, "234"));
+    assert_eq!(part.all("content-range"), [b"bytes 2-4/10"]);
+    assert_eq!(ask(&app, "/static/app.js", &[("range", "bytes=20-")]).await.status, 416);
+    for (name, held) in [
+        ("if-none-match", value("etag")),
+        ("if-modified-since", value("last-modified")),
+    ] {
+        let same = ask(&app, "/static/app.js", &[(name, &held)]).await;
+        assert_eq!((same.status, same.body.len()), (304, 0), "{name}");
+    }
+    std::fs::write(folder.path().join("public/app.js"), "changed").unwrap();
+    let other = ask(&app, "/static/app.js", &[("if-none-match", &value("etag"))]).await;
+    assert_eq!((other.status, other.text().as_str()), (200, "changed"));
+    app.stop();
+}
+
+#[tokio::test]
+async fn what_was_compressed_ahead_goes_to_those_who_take_it() {
+    let folder = site();
+    let app = Served::start(folder.path(), &[]);
+    for (accepted, encoding, content) in [
+        ("gzip", &[&b"gzip"[..]][..], "as gzip"),
+        ("gzip, br", &[b"br"], "as brotli"),
+        ("identity", &[], "0123456789"),
+    ] {
+        let response = ask(&app, "/static/app.js", &[("accept-encoding", accepted)]).await;
+        assert_eq!(
+            (response.text().as_str(), response.all("content-encoding").as_slice()),
+            (content, encoding)
+        );
+        assert!(
+            response.all("content-type")[0].starts_with(b"text/javascript"),
+            "{response:?}"
+        );
+        assert_eq!(response.all("vary"), [b"accept-encoding"]);
+    }
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_folder_with_an_index_needs_no_manifest() {
+    let folder = folder_with("index.html", "<p>hello");
+    let app = Served::start(folder.path(), &[]);
+    assert!(
+        app.output().contains("index.html is there, serves its files → static"),
+        "{}",
+        app.output()
+    );
+    assert_eq!(app.get("/").await.text(), "<p>hello");
+    app.stop();
+}

@@ -1,0 +1,153 @@
+//! Plain functions: `def handler(event, context)` and `async def`.
+
+use polyinit::wire::{EventAnswer, Scope};
+use serde_json::json;
+
+use crate::host::{Guest, configuration_for};
+use crate::support::{Served, folder_with, get, program};
+
+#[tokio::test]
+async fn an_event_says_what_is_asked() {
+    let app = Served::start(program("handler-plain"), &["--workers", "1"]);
+    assert!(
+        app.output().contains("`handler` is a handler → python"),
+        "{}",
+        app.output()
+    );
+    let event = app.post("/event?a=1&a=2&b=%20x", "the body").await.json();
+    for (key, value) in [
+        ("type", json!("http")),
+        ("method", json!("POST")),
+        ("path", json!("/event")),
+        ("query", json!({"a": "2", "b": " x"})),
+        ("query_string", json!("a=1&a=2&b=%20x")),
+        ("body", json!("the body")),
+        ("client", json!("127.0.0.1")),
+        ("id", json!("1")),
+        ("remaining", json!(true)),
+    ] {
+        assert_eq!(event[key], value, "{key}: {event}");
+    }
+    assert_eq!(event["headers"]["content-type"], "application/json");
+    let large = "x".repeat(1_000_000);
+    assert_eq!(app.post("/event", large.clone()).await.json()["body"], large);
+    app.stop();
+}
+
+#[tokio::test]
+async fn what_is_returned_is_the_reply() {
+    let app = Served::start(program("handler-plain"), &["--workers", "1"]);
+    for (path, status, kind, body) in [
+        ("/text", 200, "text/plain; charset=utf-8", "text, häppily"),
+        ("/bytes", 200, "application/octet-stream", "\0\u{1}\u{2}"),
+        ("/list", 200, "application/json", "[1, \"two\", null]"),
+        ("/full", 201, "text/x-full", "made"),
+        ("/json-body", 418, "application/json", "{\"tea\": true}"),
+        ("/other", 404, "text/plain; charset=utf-8", "nothing at /other"),
+    ] {
+        let reply = app.get(path).await;
+        assert_eq!((reply.status, reply.text().as_str()), (status, body), "{path}");
+        assert_eq!(reply.all("content-type"), [kind.as_bytes()], "{path}");
+    }
+    assert_eq!(app.get("/full").await.all("set-cookie"), [b"a=1", b"b=2"]);
+    assert_eq!(app.get("/nothing").await.status, 204);
+    assert_eq!(app.get("/large").await.body.len(), 3_000_000);
+    assert_eq!(app.get("/pieces").await.text().lines().count(), 10);
+    assert_eq!(app.get("/count").await.json()["count"], 1);
+    assert_eq!(app.get("/count").await.json()["count"], 2);
+    app.stop();
+}
+
+#[tokio::test]
+async fn failures_are_told_in_the_handlers_terms() {
+    let app = Served::start(program("handler-plain"), &["--workers", "1"]);
+    let raised = app.get("/raise").await.json();
+    assert_eq!(raised["detail"], "LookupError: nothing to be found");
+    let traceback = raised["traceback"].as_str().unwrap();
+    assert!(
+        traceback.contains("app.py") && !traceback.contains("polyinit"),
+        "{traceback}"
+    );
+    let object = app.get("/object").await;
+    assert_eq!(object.status, 500);
+    assert!(
+        object.text().contains("returned a object that is no JSON"),
+        "{}",
+        object.text()
+    );
+    app.get("/print").await;
+    app.wait_for("handler-plain#3 | begins and ends");
+    app.stop();
+}
+
+#[tokio::test]
+async fn coroutine_functions_share_a_loop() {
+    let app = Served::start(program("handler-async"), &["--workers", "1"]);
+    let other = app.address.clone();
+    let (one, two) = tokio::join!(app.get("/meet"), get(&other, "/meet"));
+    assert_eq!((one.text(), two.text()), ("met".into(), "met".into()));
+    assert_eq!(
+        app.post("/", "12345").await.json(),
+        json!({"method": "POST", "length": 5})
+    );
+    assert_eq!(app.get("/pieces").await.text().lines().last(), Some("piece 9"));
+    app.stop();
+}
+
+#[tokio::test]
+async fn messages_are_events_as_well() {
+    for (name, entrypoint, expected) in [
+        (
+            "handler-plain",
+            "app:handler",
+            json!({"from": "0xabc", "text": "{\"sender\": \"0xabc\"}"}).to_string(),
+        ),
+        ("handler-async", "main:handler", "got 0xabc".to_owned()),
+    ] {
+        let guest = Guest::start(&[]).await;
+        let answer = guest
+            .configure(&configuration_for(&program(name), "asgi", entrypoint))
+            .await;
+        assert_eq!(answer, polyinit::wire::ConfigurationAnswer::Success);
+        let message = Scope::Message(r#"{"sender": "0xabc"}"#.into());
+        let EventAnswer::Value(answer) = guest.event(&message).await else {
+            panic!("{name}: no value")
+        };
+        let same = serde_json::from_slice::<serde_json::Value>(&answer).ok() == serde_json::from_str(&expected).ok();
+        assert!(
+            answer == expected.as_bytes() || same,
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+        guest.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn one_argument_is_enough() {
+    let folder = folder_with("main.py", "def handle(event):\n    return event['method']\n");
+    let app = Served::start(folder.path(), &[]);
+    assert_eq!(app.get("/").await.text(), "GET");
+    app.stop();
+}
+
+#[tokio::test]
+async fn what_is_no_program_is_told_with_what_was_looked_for() {
+    for (source, said) in [
+        (
+            "def main():\n    pass\n",
+            "nothing to run under the names app, application, asgi, wsgi, api, handler, handle",
+        ),
+        ("application = 7\n", "'application' is a int, which can't be called"),
+        (
+            "def app(one):\n    pass\n",
+            "'app' is a function that is called as app(one)",
+        ),
+    ] {
+        let folder = folder_with("main.py", source);
+        let running = Served::launch(folder.path(), &[]);
+        let line = running.wait_for(said);
+        assert!(line.contains("a WSGI application (environ, start_response)"), "{line}");
+        assert_eq!(running.end().0.code(), Some(1));
+    }
+}

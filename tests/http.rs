@@ -1,0 +1,224 @@
+//! What a manifest's `[http]` asks for around requests.
+
+use std::io::{Read, Write};
+
+use ::http::Request;
+
+use crate::manifest::polyinit;
+use crate::support::{Response, Served, folder_with, request};
+
+const APP: &str = "\
+import asyncio
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    headers = dict(scope['headers'])
+    length, more = 0, True
+    while more:
+        event = await receive()
+        length, more = length + len(event.get('body', b'')), event.get('more_body', False)
+    if scope['path'] == '/slow':
+        await asyncio.sleep(1000)
+    told = b'%d %s ' % (length, headers.get(b'x-request-id', b'none'))
+    if scope['path'] == '/long':
+        told *= 1000
+    await send({'type': 'http.response.start', 'status': 200, 'headers': [(b'content-type', b'text/plain')]})
+    await send({'type': 'http.response.body', 'body': told})
+";
+
+fn app(http: &str, arguments: &[&str]) -> (tempfile::TempDir, Served) {
+    let manifest = format!("[components.app]\nsource = \"main.py\"\n[http]\n{http}\n");
+    let folder = folder_with("polyinit.toml", manifest);
+    std::fs::write(folder.path().join("main.py"), APP).unwrap();
+    let app = Served::start(folder.path(), arguments);
+    (folder, app)
+}
+
+async fn ask(app: &Served, path: &str, headers: &[(&str, &str)]) -> Response {
+    let mut sent = Request::get(path);
+    for (name, value) in headers {
+        sent = sent.header(*name, *value);
+    }
+    request(&app.address, sent, "").await
+}
+
+#[tokio::test]
+async fn nothing_is_done_unless_it_is_asked_for() {
+    let (_folder, app) = app("", &[]);
+    let headers = [
+        ("origin", "https://a.example"),
+        ("accept-encoding", "gzip"),
+        ("x-request-id", "mine"),
+    ];
+    let response = ask(&app, "/long", &headers).await;
+    assert!(response.text().starts_with("0 mine 0 mine"), "{response:?}");
+    for name in [
+        "x-request-id",
+        "access-control-allow-origin",
+        "content-encoding",
+        "vary",
+    ] {
+        assert!(response.all(name).is_empty(), "{name}");
+    }
+    app.stop();
+}
+
+#[tokio::test]
+async fn request_ids_come_in_or_are_made_and_go_out() {
+    let (_folder, app) = app("request_id = true\naccess_log = \"json\"", &[]);
+    let given = ask(&app, "/", &[("x-request-id", "mine-1")]).await;
+    assert_eq!(
+        (given.text().as_str(), given.all("x-request-id")),
+        ("0 mine-1 ", vec![&b"mine-1"[..]])
+    );
+    let made = ask(&app, "/a?b", &[("x-request-id", "not one")]).await;
+    let id = String::from_utf8(made.all("x-request-id")[0].to_vec()).unwrap();
+    assert_eq!(made.text(), format!("0 {id} "));
+    assert_ne!(id, "not one");
+    let line = app.wait_for(&id);
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["path"], &line["status"]), (&"/a?b".into(), &200.into()));
+    assert!(line["ms"].as_f64().unwrap() > 0.0 && line["client"].is_string() && line["time"].is_number());
+    app.stop();
+}
+
+#[tokio::test]
+async fn the_access_log_is_as_asked_for() {
+    let (_folder, app) = app("access_log = \"off\"", &[]);
+    app.get("/unseen").await;
+    assert!(!app.stop().contains("/unseen"));
+    let (_folder, app) = self::app("access_log = \"off\"", &["--json"]);
+    app.get("/seen").await;
+    assert!(app.wait_for("/seen").starts_with('{'));
+    app.stop();
+}
+
+#[tokio::test]
+async fn replies_are_compressed_for_those_who_take_it() {
+    let (_folder, app) = app("compression = true", &[]);
+    let plain = app.get("/long").await;
+    assert!(plain.all("content-encoding").is_empty());
+    let packed = ask(&app, "/long", &[("accept-encoding", "gzip")]).await;
+    assert_eq!(packed.all("content-encoding"), [b"gzip"]);
+    assert!(packed.body.len() < plain.body.len() / 10, "{}", packed.body.len());
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&packed.body[..])
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(text, plain.text());
+    for encoding in ["br", "zstd"] {
+        let packed = ask(&app, "/long", &[("accept-encoding", encoding)]).await;
+        assert_eq!(packed.all("content-encoding"), [encoding.as_bytes()]);
+    }
+    // What is a few bytes only grows.
+    let short = ask(&app, "/", &[("accept-encoding", "gzip")]).await;
+    assert!(short.all("content-encoding").is_empty());
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_slow_reply_is_a_504() {
+    let (_folder, app) = app("timeout = 0.2", &[]);
+    let slow = app.get("/slow").await;
+    assert_eq!(slow.status, 504);
+    assert!(slow.text().contains("[http] timeout"), "{}", slow.text());
+    assert_eq!(app.get("/").await.status, 200);
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_body_beyond_its_limit_is_a_413_announced_or_not() {
+    let (_folder, app) = app("body_limit = 10", &[]);
+    assert!(app.post("/", "1234567890").await.text().starts_with("10 "));
+    let refused = app.post("/", "12345678901").await;
+    assert_eq!(refused.status, 413);
+    assert!(refused.text().contains("body_limit, 10 bytes"), "{}", refused.text());
+    // A length that nobody announced.
+    let mut stream = std::net::TcpStream::connect(&app.address).unwrap();
+    stream
+        .write_all(
+            b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n\
+            6\r\n123456\r\n6\r\n123456\r\n0\r\n\r\n",
+        )
+        .unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
+    app.stop();
+}
+
+#[tokio::test]
+async fn pages_of_other_origins() {
+    let cors = "cors = { origins = [\"https://a.example\"], credentials = true, expose = [\"x-b\"], max_age = 60 }";
+    let (_folder, app) = app(cors, &[]);
+    let origin = ("origin", "https://a.example");
+    let allowed = ask(&app, "/", &[origin]).await;
+    assert_eq!(allowed.status, 200);
+    assert_eq!(allowed.all("access-control-allow-origin"), [b"https://a.example"]);
+    assert_eq!(allowed.all("access-control-allow-credentials"), [b"true"]);
+    assert_eq!(allowed.all("access-control-expose-headers"), [b"x-b"]);
+    let other = ask(&app, "/", &[("origin", "https://b.example")]).await;
+    assert!(other.all("access-control-allow-origin").is_empty());
+    // The question before a request (Fetch standard, CORS-preflight request) doesn't reach the program.
+    let before = Request::options("/slow")
+        .header(origin.0, origin.1)
+        .header("access-control-request-method", "PUT")
+        .header("access-control-request-headers", "x-c");
+    let before = request(&app.address, before, "").await;
+    assert_eq!(before.status, 200);
+    assert_eq!(before.all("access-control-allow-methods"), [b"PUT"]);
+    assert_eq!(before.all("access-control-allow-headers"), [b"x-c"]);
+    assert_eq!(before.all("access-control-max-age"), [b"60"]);
+    app.stop();
+}
+
+#[tokio::test]
+async fn who_asks_too_often_has_to_wait() {
+    let (_folder, app) = app("rate_limit = { requests = 2, seconds = 3600 }\nrequest_id = true", &[]);
+    assert_eq!(app.get("/").await.status, 200);
+    assert_eq!(app.get("/").await.status, 200);
+    let refused = app.get("/").await;
+    assert_eq!(refused.status, 429);
+    let wait: u32 = String::from_utf8_lossy(refused.all("retry-after")[0]).parse().unwrap();
+    assert!((1700..=1800).contains(&wait), "{wait}");
+    assert_eq!(refused.all("x-request-id").len(), 1);
+    app.stop();
+}
+
+#[test]
+fn mistakes_are_told_before_anything_is_served() {
+    for (http, expected) in [
+        ("timeout = 0", "must be more than 0"),
+        ("timeout = -1.5", "must be more than 0"),
+        ("timeout = nan", "must be more than 0 seconds"),
+        ("body_limit = -1", "must be 0 or more"),
+        ("cors = { }", "the key `origins` is missing"),
+        ("cors = { origins = [\"a.example\"] }", "\"a.example\" is no origin"),
+        (
+            "cors = { origins = [\"*\"], credentials = true }",
+            "every origin can't be let in",
+        ),
+        (
+            "cors = { origins = [\"*\"], methods = [\"get\"] }",
+            "\"get\" is no HTTP method",
+        ),
+        (
+            "cors = { origins = [\"*\"], expose = [\"a b\"] }",
+            "\"a b\" is no header's name",
+        ),
+        ("rate_limit = { requests = 0 }", "must be 1 or more"),
+        ("access_log = \"jsn\"", "did you mean `json`?"),
+        ("compresion = true", "did you mean `compression`?"),
+    ] {
+        let folder = folder_with(
+            "polyinit.toml",
+            format!("[components.app]\nsource = \"main.py\"\n[http]\n{http}\n"),
+        );
+        std::fs::write(folder.path().join("main.py"), APP).unwrap();
+        let (code, _, errors) = polyinit(&["check", folder.path().to_str().unwrap()]);
+        assert_eq!(code, 1, "{http}");
+        assert!(
+            errors.contains("polyinit.toml:4:") && errors.contains(expected),
+            "{http}: {errors}"
+        );
+    }
+}

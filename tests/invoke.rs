@@ -1,0 +1,142 @@
+//! `polyinit invoke` and `polyinit inspect`: one event, and what a program is made of.
+
+use crate::manifest::polyinit;
+use crate::support::{built, folder_with, program};
+
+const ECHO: &str = "\
+import json
+async def app(scope, receive, send):
+    if scope['type'] == 'lifespan':
+        raise NotImplementedError
+    event = await receive()
+    if scope['type'] != 'http':
+        await send({'words': len(json.loads(event['body'])['content'].split())})
+        return
+    status = int(scope['path'].strip('/') or 200)
+    if status == 599:
+        raise ValueError('no such luck')
+    headers = [[name.decode(), value.decode()] for name, value in scope['headers']]
+    seen = [scope['method'], scope['query_string'].decode(), headers, event['body'].decode()]
+    await send({'type': 'http.response.start', 'status': status, 'headers': [(b'x-a', b'1'), (b'x-a', b'2')]})
+    await send({'type': 'http.response.body', 'body': json.dumps(seen).encode()})
+";
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn one_request_its_reply_and_its_timings() {
+    let folder = folder_with("main.py", ECHO);
+    let path = folder.path().to_str().unwrap();
+    let (code, said, errors) = polyinit(&["invoke", path, "--path", "/201?q=1", "-H", "x-b: c", "--body", "hello"]);
+    assert_eq!(code, 0, "{errors}");
+    let seen = json(&said);
+    assert_eq!(
+        (&seen[0], &seen[1], &seen[3]),
+        (&"POST".into(), &"q=1".into(), &"hello".into())
+    );
+    assert!(seen[2].to_string().contains(r#"["x-b","c"]"#), "{said}");
+    assert!(
+        errors.contains("201 Created\n") && errors.contains("x-a: 1\nx-a: 2\n"),
+        "{errors}"
+    );
+    assert!(
+        errors.contains("started in ") && errors.contains("replied after "),
+        "{errors}"
+    );
+    let (code, said, errors) = polyinit(&["invoke", path, "--quiet"]);
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert_eq!(json(&said)[0], "GET");
+}
+
+#[test]
+fn json_has_all_of_it_and_the_exit_code_its_class() {
+    let folder = folder_with("main.py", ECHO);
+    let path = folder.path().to_str().unwrap();
+    for (status, expected) in [(200, 0), (302, 0), (404, 4), (503, 5)] {
+        let (code, said, errors) = polyinit(&["invoke", path, "--json", "--path", &format!("/{status}")]);
+        assert_eq!(code, expected, "{errors}");
+        let reply = json(&said);
+        assert_eq!(reply["status"], status);
+        assert_eq!(reply["headers"][0], json(r#"["x-a", "1"]"#));
+        assert!(reply["body"].as_str().unwrap().starts_with("[\"GET\""), "{said}");
+        for timing in ["start_ms", "head_ms", "whole_ms"] {
+            assert!(reply["timings"][timing].as_f64().unwrap() > 0.0, "{said}");
+        }
+    }
+    let (code, said, _) = polyinit(&["invoke", path, "--json", "--path", "/599"]);
+    assert_eq!(code, 5);
+    let failure = &json(&said)["failure"];
+    assert_eq!(failure["status"], 500);
+    assert!(
+        failure["traceback"].as_str().unwrap().contains("no such luck"),
+        "{said}"
+    );
+    let (code, said, errors) = polyinit(&["invoke", path, "--path", "/599"]);
+    assert_eq!((code, said.as_str()), (5, ""));
+    assert!(errors.contains("no such luck"), "{errors}");
+}
+
+#[test]
+fn a_message() {
+    let folder = folder_with("main.py", ECHO);
+    let message = folder.path().join("message.json");
+    std::fs::write(&message, r#"{"content": "two words"}"#).unwrap();
+    let (path, message) = (folder.path().to_str().unwrap(), message.to_str().unwrap());
+    let (code, said, errors) = polyinit(&["invoke", path, "--message", message]);
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(json(&said)["words"], 2);
+    let (_, said, _) = polyinit(&["invoke", path, "--message", message, "--json"]);
+    assert_eq!(json(&said)["value"]["words"], 2);
+    let (code, _, errors) = polyinit(&["invoke", path, "--message", "/nowhere.json"]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("/nowhere.json"), "{errors}");
+}
+
+#[test]
+fn what_can_not_be_invoked() {
+    let syntax = program("asgi-syntax-error");
+    let (code, _, errors) = polyinit(&["invoke", syntax.to_str().unwrap()]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("SyntaxError"), "{errors}");
+    for wrong in [
+        &["--path", "no-slash"][..],
+        &["--header", "novalue"],
+        &["--header", "a b: c"],
+        &["--method", "G T"],
+        &["--message", "x", "--body", "y"],
+    ] {
+        let (code, _, errors) = polyinit(&[&["invoke", "x"], wrong].concat());
+        assert_eq!(code, 2, "{wrong:?}: {errors}");
+    }
+}
+
+#[test]
+fn inspect_tells_what_runs_each_part_and_what_it_may_use() {
+    let (code, said, errors) = polyinit(&["inspect", built("polyglot").to_str().unwrap()]);
+    assert_eq!(code, 0, "{errors}");
+    for expected in [
+        "api: the entrypoint \"main:app\" is a Python module → python",
+        "takes        /api/*",
+        "environment  SITE_NAME",
+        "may use      all that a process of this user may",
+        "chart: chart.wasm is WebAssembly → wasm",
+        "is a         WebAssembly component",
+        "wasi:http/types@0.2",
+        "exports      wasi:http/incoming-handler@0.2",
+        "is a         WebAssembly module",
+        "wasi_snapshot_preview1::fd_write",
+        "nothing else unless granted",
+    ] {
+        assert!(said.contains(expected), "{expected:?} is not said:\n{said}");
+    }
+    let (code, said, _) = polyinit(&["inspect", built("rust-http.wasm").to_str().unwrap(), "--json"]);
+    assert_eq!(code, 0);
+    let component = &json(&said)["components"][0];
+    assert_eq!(component["engine"], "wasm");
+    assert_eq!(component["wasm"]["form"], "component");
+    let (code, _, errors) = polyinit(&["inspect", built("bad/bad-text.wasm").to_str().unwrap()]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("no WebAssembly"), "{errors}");
+}

@@ -1,0 +1,295 @@
+//! A machine's whole life, from options to its end, on a real kernel with real vsock: what its owner would notice.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::machine::{Machine, image};
+use crate::support::{Running, built, program};
+
+/// Of signal(7).
+const SIGABRT: i32 = 6;
+const SIGPWR: i32 = 30;
+
+/// An image of nothing but init, this configuration and the kernel's modules named.
+fn image_with(folder: &Path, options: &str, modules: &[&str]) -> PathBuf {
+    let recipe = folder.join("recipe");
+    let files = recipe.join("files");
+    std::fs::create_dir_all(files.join("etc")).unwrap();
+    std::fs::write(recipe.join("image.toml"), "base = \"none\"\n").unwrap();
+    std::fs::write(files.join("etc/polyinit.toml"), options).unwrap();
+    for module in modules {
+        let module = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("target/vm/modules/{module}.ko"));
+        let place = files.join("lib/modules").join(release(&module)).join("kernel");
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::copy(&module, place.join(module.file_name().unwrap())).unwrap();
+    }
+    let image = folder.join("image.squashfs");
+    let arguments = [
+        "image",
+        "build",
+        recipe.to_str().unwrap(),
+        "-o",
+        image.to_str().unwrap(),
+    ];
+    let (status, output) = Running::start(&arguments).end();
+    assert_eq!(status.code(), Some(0), "{output}");
+    image
+}
+
+/// The kernel that a module is for, which it says itself: `vermagic=6.1.0-56-cloud-amd64 SMP ...`.
+fn release(module: &Path) -> String {
+    const KEY: &[u8] = b"vermagic=";
+    let content = std::fs::read(module).unwrap();
+    let at = content
+        .windows(KEY.len())
+        .position(|window| window == KEY)
+        .expect("a module");
+    let rest = &content[at + KEY.len()..];
+    let end = rest.iter().position(|byte| *byte == b' ').unwrap();
+    String::from_utf8_lossy(&rest[..end]).into_owned()
+}
+
+/// A disk image of `megabytes` with the file system that `tool` makes.
+fn disk(folder: &Path, name: &str, megabytes: u64, tool: &[&str]) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::File::create(&path).unwrap().set_len(megabytes << 20).unwrap();
+    let mut command = Command::new(tool[0]);
+    command
+        .args(&tool[1..])
+        .arg(&path)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    path
+}
+
+#[tokio::test]
+async fn options_come_from_the_image_and_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = r#"
+        log = "debug"
+        modules = ["erofs", "nosuchmodule"]
+        evnt_limit = 5
+        root_size = "8M"
+        http = ["127.0.0.1:8000"]
+        [sysctl]
+        net.core.somaxconn = 1234
+        kernel.domainname = "from.the.file"
+        no.such.parameter = 1
+        [service]
+        server = ["/opt/code/exec-machine"]
+        missing = "/usr/bin/missing --flag"
+    "#;
+    let image = image_with(folder.path(), options, &["erofs", "libcrc32c"]);
+    let words =
+        "polyinit.sysctl.kernel.domainname=from.the.line polyinit.shell \"polyinit.reserve=24M\" polyinit.lgo=x";
+    let machine = Machine::boot(&image, &built("exec-machine"), &["--memory", "256", "--append", words]);
+    for warning in [
+        "/etc/polyinit.toml: there is no option \"evnt_limit\"; did you mean \"event_limit\"?",
+        "there is no kernel module nosuchmodule in /lib/modules/",
+        "the kernel parameter no.such.parameter can't be set to \"1\"",
+        "the kernel's command line: shell = true is not used",
+        "the kernel's command line: there is no option \"lgo\"; did you mean \"log\"?",
+        "/usr/bin/missing --flag can't be started: No such file",
+    ] {
+        machine.wait_for(warning);
+    }
+    let read = async |path: &str| machine.text(&format!("/read?path={path}")).await;
+    let modules = read("/proc/modules").await;
+    assert!(
+        modules.contains("erofs ") && modules.contains("libcrc32c "),
+        "{modules}"
+    );
+    assert_eq!(read("/proc/sys/net/core/somaxconn").await.trim(), "1234");
+    assert_eq!(read("/proc/sys/kernel/domainname").await.trim(), "from.the.line");
+    let root = read("/proc/mounts").await;
+    let root = root
+        .lines()
+        .find(|line| line.contains(" / overlay "))
+        .expect("an overlay");
+    assert!(root.contains("lowerdir="), "{root}");
+    // More than fits into the writable root, and a little.
+    let full = machine
+        .get(&format!("/write?path=/full&text={}", "x".repeat(60_000)))
+        .await;
+    assert_eq!(full.status, 200, "{}", full.text());
+    let total: u64 = memory(&read("/proc/meminfo").await, "MemTotal:");
+    let limit: u64 = read("/sys/fs/cgroup/programs/memory.max").await.trim().parse().unwrap();
+    assert_eq!(limit, (total << 10) - (24 << 20));
+    let itself = machine
+        .text("/fetch?url=http://127.0.0.1:8000/link?path=/dev/stdin")
+        .await;
+    assert_eq!(itself, "/proc/self/fd/0");
+    // The service, which is the same program on its usual port.
+    let service = machine
+        .text("/fetch?url=http://127.0.0.1:8080/read?path=/proc/self/cgroup")
+        .await;
+    assert!(service.starts_with("0::/programs/server."), "{service}");
+    machine.halt();
+}
+
+fn memory(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn an_init_that_crashes_says_so_and_restarts_the_machine_at_once() {
+    let machine = Machine::boot(&image("wasm"), &built("exec-machine"), &["--memory", "256"]);
+    let began = Instant::now();
+    let _ = machine.get(&format!("/kill?signal={SIGABRT}")).await;
+    let output = machine.ended();
+    let elapsed = began.elapsed();
+    assert!(output.contains("polyinit: init aborted (SIGABRT)"), "{output}");
+    assert!(!output.contains("Kernel panic"), "{output}");
+    assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
+}
+
+#[tokio::test]
+async fn a_failing_power_supply_halts_the_machine() {
+    let machine = Machine::boot(&image("wasm"), &built("exec-machine"), &["--memory", "256"]);
+    machine.text(&format!("/kill?signal={SIGPWR}")).await;
+    let output = machine.ended();
+    assert!(output.contains("halted after"), "{output}");
+    assert!(!output.contains("Kernel panic"), "{output}");
+}
+
+#[tokio::test]
+async fn data_survives_a_program_that_will_not_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = disk(folder.path(), "state.ext4", 16, &["mkfs.ext4", "-q"]);
+    let volume = format!("{}:/state:rw", state.display());
+    let arguments = ["--memory", "256", "--volume", &volume, "--env", "STUBBORN=1"];
+    let machine = Machine::boot(&image("wasm"), &built("exec-machine"), &arguments);
+    machine.text("/write?path=/state/synced&text=synced&fsync=1").await;
+    machine.text("/write?path=/state/unsynced&text=unsynced").await;
+    // An event that is never answered, from a client that waits.
+    let address = machine.address.clone();
+    let waiting = tokio::spawn(async move { crate::support::get(&address, "/hold").await });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while machine.text("/read?path=/proc/net/tcp").await.lines().count() < 4 {
+        assert!(Instant::now() < deadline, "the event never came");
+    }
+    let output = machine.halt();
+    assert!(output.contains("1 events are cut off by the halt"), "{output}");
+    waiting.abort();
+
+    let machine = Machine::boot(&image("wasm"), &built("exec-machine"), &arguments);
+    for name in ["synced", "unsynced"] {
+        assert_eq!(machine.text(&format!("/read?path=/state/{name}")).await, name);
+    }
+    machine.halt();
+}
+
+#[tokio::test]
+async fn volumes_of_every_file_system_are_told_by_their_superblocks() {
+    let folder = tempfile::tempdir().unwrap();
+    let content = folder.path().join("content");
+    std::fs::create_dir(&content).unwrap();
+    std::fs::write(content.join("note"), "in an erofs").unwrap();
+    let erofs = folder.path().join("note.erofs");
+    let made = Command::new("mkfs.erofs").arg(&erofs).arg(&content).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let volumes = [
+        format!("{}:/erofs", erofs.display()),
+        format!("{}:/squashfs", content.display()),
+        format!(
+            "{}:/ext4:rw",
+            disk(folder.path(), "a", 16, &["mkfs.ext4", "-q"]).display()
+        ),
+        format!(
+            "{}:/xfs:rw",
+            disk(folder.path(), "b", 320, &["mkfs.xfs", "-q"]).display()
+        ),
+        format!(
+            "{}:/btrfs:rw",
+            disk(folder.path(), "c", 128, &["mkfs.btrfs", "-q"]).display()
+        ),
+    ];
+    let mut arguments = vec!["--memory", "256"];
+    arguments.extend(volumes.iter().flat_map(|volume| ["--volume", volume]));
+    let machine = Machine::boot(&image("wasm"), &built("exec-machine"), &arguments);
+    let mounts = machine.text("/read?path=/proc/mounts").await;
+    for name in ["erofs", "squashfs", "ext4", "xfs", "btrfs"] {
+        assert!(mounts.contains(&format!(" /{name} {name} ")), "{name}: {mounts}");
+    }
+    assert_eq!(machine.text("/read?path=/erofs/note").await, "in an erofs");
+    let refused = machine.get("/write?path=/erofs/x&text=x").await;
+    assert!(refused.text().contains("read-only file system"), "{}", refused.text());
+    for name in ["ext4", "xfs", "btrfs"] {
+        machine.text(&format!("/write?path=/{name}/note&text={name}")).await;
+    }
+    machine.halt();
+}
+
+#[tokio::test]
+async fn a_clock_that_stood_still_is_put_right() {
+    let machine = Machine::boot(&image("wasm"), &built("exec-machine"), &["--memory", "256"]);
+    let ahead = async || {
+        let there: f64 = machine.text("/time").await.parse().unwrap();
+        let here = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        here.as_secs_f64() - there / 1e3
+    };
+    assert!(ahead().await.abs() < 1.5, "{}", ahead().await);
+    machine.order(&[("stop", json!({}))]);
+    // What is tested is time going by.
+    let stopped = Instant::now();
+    while stopped.elapsed() < Duration::from_secs(5) {
+        std::thread::park_timeout(Duration::from_secs(5));
+    }
+    machine.order(&[("cont", json!({}))]);
+    machine.wait_for("the machine had been stopped: its clock was");
+    assert!(ahead().await.abs() < 1.5, "{}", ahead().await);
+    machine.halt();
+}
+
+/// The smallest machine of the network: 128 MiB and one processor, with a distribution's kernel, which leaves 100.
+#[tokio::test]
+async fn the_smallest_machine_runs_fastapi_and_a_component_and_survives_a_glutton() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |from: &Path, to: &str| {
+        let to = folder.path().join(to);
+        let copied = Command::new("cp").arg("-r").arg(from).arg(&to).status().unwrap();
+        assert!(copied.success());
+        to
+    };
+    copy(&program("fastapi-app"), "notes");
+    copy(&program("machine-report"), "report");
+    let module = copy(&built("rust-http.wasm"), "hello.wasm");
+    let (status, output) = Running::start(&["compile", module.to_str().unwrap()]).end();
+    assert_eq!(status.code(), Some(0), "{output}");
+    let manifest = r#"
+        [components.notes]
+        source = "notes"
+        routes = ["/notes/*", "/"]
+        [components.report]
+        source = "report"
+        routes = ["/report", "/eat", "/init-time"]
+        [components.hello]
+        source = "hello.wasm"
+        routes = ["/headers"]
+    "#;
+    std::fs::write(folder.path().join("polyinit.toml"), manifest).unwrap();
+    let machine = Machine::boot(&image("debian-12"), folder.path(), &["--memory", "128", "--cpus", "1"]);
+    assert_eq!(machine.get("/").await.status, 200);
+    assert_eq!(machine.get("/headers").await.status, 200);
+
+    let eaten = machine.get("/eat").await;
+    assert_eq!(eaten.status, 500, "{}", eaten.text());
+    assert!(eaten.text().contains("out of memory"), "{}", eaten.text());
+    // Started again, beside the others, which have seen nothing of it.
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while machine.get("/init-time").await.status != 200 {
+        assert!(
+            Instant::now() < deadline,
+            "it is not started again: {}",
+            machine.output()
+        );
+    }
+    assert_eq!(machine.get("/").await.status, 200);
+    assert_eq!(machine.get("/headers").await.status, 200);
+    machine.halt();
+}

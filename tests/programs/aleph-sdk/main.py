@@ -1,0 +1,41 @@
+"""A program for the network's own SDK: its wrapper around an ASGI application, its cache and its remote account, all of
+which reach the host through the guest API."""
+
+from aleph.sdk.chains.remote import RemoteAccount
+from aleph.sdk.vm.app import AlephApp
+from aleph.sdk.vm.cache import VmCache
+from fastapi import FastAPI
+
+http_app = FastAPI()
+app = AlephApp(http_app=http_app)
+
+
+@http_app.get("/cache")
+async def cache():
+    cache = VmCache()
+    before = await cache.get("greeting")
+    await cache.set("greeting", "hello, host")
+    await cache.set("binary", bytes(range(256)) * 1000)
+    after = await cache.get("greeting")
+    keys = await cache.keys("*ree*")
+    binary = await cache.get("binary")
+    await cache.delete("greeting")
+    return {
+        "before": before,
+        "after": after.decode(),
+        "keys": keys,
+        "binary": len(binary),
+        "deleted": await cache.get("greeting") is None,
+    }
+
+
+@http_app.get("/account")
+async def account():
+    account = await RemoteAccount.from_crypto_host()
+    message = {"chain": account.CHAIN, "sender": account.get_address(), "type": "POST", "item_hash": "cafe"}
+    return await account.sign_message(message)
+
+
+@app.event(filters=[])
+async def on_message(event):
+    return {"seen": event["item_hash"]}

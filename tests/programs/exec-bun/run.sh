@@ -1,0 +1,2 @@
+#!/bin/sh
+exec bun run server.ts

@@ -1,0 +1,3 @@
+module exec-machine
+
+go 1.21

@@ -1,0 +1,127 @@
+//! An image in a real machine, with real vsock, and its program on a port of this host.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{PATIENCE, Response, Running, get};
+
+/// The image that `make images` builds of a recipe.
+pub fn image(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("target/images/{name}.squashfs"));
+    assert!(
+        path.exists(),
+        "{} is not built: run make images, or make test",
+        path.display()
+    );
+    path
+}
+
+pub struct Machine {
+    running: Running,
+    pub address: String,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// An emulated machine takes all of a processor: several at once would only wait for each other.
+static TURN: Mutex<()> = Mutex::new(());
+
+impl Machine {
+    /// Boots `image` with `program` in it, and waits until that is served.
+    pub fn boot(image: &Path, program: &Path, arguments: &[&str]) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = vec!["vm", image.to_str().unwrap(), "--program", program.to_str().unwrap()];
+        all.extend(["--listen", "127.0.0.1:0", "-v"]);
+        all.extend(arguments);
+        let running = Running::start(&all);
+        let line = running.wait_for("serving on http://127.0.0.1:");
+        let address = line.rsplit('/').next().unwrap().trim().to_owned();
+        Self {
+            running,
+            address,
+            _turn: turn,
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        get(&self.address, path).await
+    }
+
+    pub async fn json(&self, path: &str) -> Value {
+        self.get(path).await.json()
+    }
+
+    /// What the program says, which must be that all went well.
+    pub async fn text(&self, path: &str) -> String {
+        let response = self.get(path).await;
+        assert_eq!(response.status, 200, "{path}: {}", response.text());
+        response.text()
+    }
+
+    /// Waits for a line of the console, or of `polyinit vm`.
+    pub fn wait_for(&self, text: &str) -> String {
+        self.running.wait_for(text)
+    }
+
+    /// Everything that was said so far.
+    pub fn output(&self) -> String {
+        self.running.output()
+    }
+
+    /// Halts it, within what a host gives it.
+    pub fn halt(self) -> String {
+        let began = Instant::now();
+        self.running.interrupt();
+        let (status, output) = self.running.end();
+        assert_eq!(status.code(), Some(0), "{output}");
+        assert!(
+            began.elapsed() < Duration::from_secs(6),
+            "{:?}: {output}",
+            began.elapsed()
+        );
+        assert!(output.lines().any(|line| line == "halted"), "{output}");
+        assert!(!output.contains("Kernel panic"), "{output}");
+        output
+    }
+
+    /// Waits until it has ended by itself, and returns everything that was said.
+    pub fn ended(self) -> String {
+        let (status, output) = self.running.end();
+        assert_eq!(status.code(), Some(1), "{output}");
+        assert!(output.contains("the machine ended by itself"), "{output}");
+        output
+    }
+
+    /// Gives QEMU orders on its monitor (QMP), each with its arguments.
+    pub fn order(&self, orders: &[(&str, Value)]) {
+        let stream = UnixStream::connect(self.folder().join("qmp")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        let mut said = || lines.next().unwrap().unwrap();
+        assert!(said().contains("QMP"));
+        for (order, arguments) in [("qmp_capabilities", json!({}))].iter().chain(orders) {
+            let order = json!({"execute": order, "arguments": arguments});
+            (&stream).write_all(format!("{order}\n").as_bytes()).unwrap();
+            // Events come in between.
+            while !said().contains("\"return\"") {}
+        }
+    }
+
+    /// The machine's own folder on this host: QEMU's process has its sockets' paths in its command line.
+    pub fn folder(&self) -> PathBuf {
+        let children = self.running.children();
+        let is_folder = |path: &&Path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with("polyinit-vm-"))
+        };
+        let words = children.iter().flat_map(|line| line.split([' ', ',', '=', ':']));
+        let found = words
+            .filter_map(|word| Path::new(word).ancestors().find(is_folder))
+            .next();
+        found.expect("a VMM").to_owned()
+    }
+}

@@ -1,0 +1,138 @@
+//! `polyinit serve --watch`.
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::support::{PATIENCE, Served, folder_with, request};
+
+/// Answers with its version and its process; `/wait` once there is a file `go`.
+fn app(version: &str) -> String {
+    format!(
+        "\
+import asyncio, os
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    if scope['path'] == '/wait':
+        open('waiting.tmp', 'w').close()
+        while not os.path.exists('go.tmp'):
+            await asyncio.sleep(0.01)
+    await send({{'type': 'http.response.start', 'status': 200}})
+    await send({{'type': 'http.response.body', 'body': b'{version} %d' % os.getpid()}})
+"
+    )
+}
+
+fn write(folder: &Path, name: &str, content: &str) {
+    std::fs::write(folder.join(name), content).unwrap();
+}
+
+/// Asks until the reply's text begins like this; every other reply must be what `meanwhile` allows.
+async fn until(app: &Served, path: &str, start: &str, meanwhile: fn(u16) -> bool) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let reply = app.get(path).await;
+        if reply.text().starts_with(start) {
+            return reply.text();
+        }
+        assert!(meanwhile(reply.status), "{}: {}", reply.status, reply.text());
+        assert!(Instant::now() < deadline, "{start} does not come: {}", app.output());
+    }
+}
+
+#[tokio::test]
+async fn a_change_takes_the_old_ones_place_without_dropping_a_request() {
+    let folder = folder_with("main.py", app("one"));
+    let served = Served::start(folder.path(), &["--watch"]);
+    assert!(served.get("/").await.text().starts_with("one "));
+    let waiting = tokio::spawn({
+        let address = served.address.clone();
+        async move { crate::support::get(&address, "/wait").await.text() }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while !folder.path().join("waiting.tmp").exists() {
+        assert!(Instant::now() < deadline);
+        tokio::task::yield_now().await;
+    }
+    write(folder.path(), "main.py", &app("two"));
+    until(&served, "/", "two ", |status| status == 200).await;
+    write(folder.path(), "go.tmp", "");
+    assert!(waiting.await.unwrap().starts_with("one "));
+    served.stop();
+}
+
+#[tokio::test]
+async fn only_what_has_changed_is_started_anew() {
+    let manifest = "\
+[components.a]
+source = \"a\"
+[components.b]
+source = \"b\"
+routes = [\"/b\"]
+";
+    let folder = folder_with("polyinit.toml", manifest);
+    for name in ["a", "b"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+        write(&folder.path().join(name), "main.py", &app("one"));
+    }
+    let served = Served::start(folder.path(), &["--watch", "--workers", "1"]);
+    let b = served.get("/b").await.text();
+    write(&folder.path().join("a"), "main.py", &app("two"));
+    until(&served, "/", "two ", |status| status == 200).await;
+    assert_eq!(served.get("/b").await.text(), b);
+    // A component that comes with a new manifest.
+    std::fs::create_dir(folder.path().join("c")).unwrap();
+    write(&folder.path().join("c"), "main.py", &app("new"));
+    write(
+        folder.path(),
+        "polyinit.toml",
+        &format!("{manifest}[components.c]\nsource = \"c\"\nroutes = [\"/c\"]\n"),
+    );
+    until(&served, "/c", "new ", |status| status == 200).await;
+    served.stop();
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_shown_where_it_is_looked_for() {
+    let manifest = "\
+[components.app]
+build = \"grep -q good source.txt || { echo 'source.txt:1: <not good>'; exit 1; }; cp source.txt app/made.txt\"
+watch = [\"source.txt\"]
+source = \"app\"
+";
+    let folder = folder_with("polyinit.toml", manifest);
+    std::fs::create_dir(folder.path().join("app")).unwrap();
+    write(&folder.path().join("app"), "main.py", &app("one"));
+    write(folder.path(), "source.txt", "bad");
+    let served = Served::start(folder.path(), &["--watch"]);
+    let text = served.get("/").await;
+    assert_eq!(
+        (text.status, text.all("content-type")),
+        (503, vec![&b"text/plain; charset=utf-8"[..]])
+    );
+    assert!(
+        text.text().contains("failed with status 1") && text.text().contains("<not good>"),
+        "{}",
+        text.text()
+    );
+    let browser = ::http::Request::get("/").header("accept", "text/html,*/*;q=0.8");
+    let page = request(&served.address, browser, "").await;
+    assert_eq!(
+        (page.status, page.all("content-type")),
+        (503, vec![&b"text/html; charset=utf-8"[..]])
+    );
+    assert!(page.text().contains("&lt;not good&gt;"), "{}", page.text());
+    served.wait_for("source.txt:1: <not good>");
+    write(folder.path(), "source.txt", "good");
+    until(&served, "/", "one ", |status| status == 503).await;
+    // A mistake in the program itself, and in the manifest.
+    write(&folder.path().join("app"), "main.py", "def (");
+    until(&served, "/", "app", |status| status == 200).await;
+    served.wait_for("SyntaxError");
+    write(&folder.path().join("app"), "main.py", &app("two"));
+    until(&served, "/", "two ", |status| status == 503).await;
+    write(folder.path(), "polyinit.toml", "[components.app]\nsuorce = \"app\"\n");
+    served.wait_for("did you mean `source`?");
+    write(folder.path(), "polyinit.toml", "[components.app]\nsource = \"app\"\n");
+    until(&served, "/", "two ", |status| status == 503 || status == 200).await;
+    served.stop();
+}

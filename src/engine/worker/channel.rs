@@ -110,9 +110,6 @@ pub enum ChannelError {
     Frame(#[from] FrameError),
 }
 
-/// What a worker says once it has looked at its program.
-pub type FirstWord = oneshot::Receiver<Result<Bytes, Fault>>;
-
 impl Channel {
     /// Takes the host's end, and returns with the channel the worker's first word: what was found in the program, or
     /// why it can't be started.

@@ -32,6 +32,9 @@ use super::channel::Channel;
 use super::frame::{Kind, PIECE, TELL, WINDOW};
 use crate::event::{Body, Context, Failure, FailureKind, Reply};
 
+/// What each WebSocket has for reading, in bytes, also while nothing is said.
+const READ: usize = 16 << 10;
+
 /// How often a client that says nothing is pinged.
 const PING: Duration = Duration::from_secs(20);
 
@@ -110,9 +113,10 @@ pub async fn handle(
     };
     let (waiting, answer) = oneshot::channel();
     let stream = channel.connect(context, &head, waiting, to_socket, window.clone())?;
-    let open = Open {
+    let mut open = Open {
         channel: channel.clone(),
         stream,
+        answered: false,
     };
     let reply = answer
         .await
@@ -121,7 +125,7 @@ pub async fn handle(
         Ok(Reply::Http(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => response,
         // A denial, whose body may still be on its way; or a failure.
         other => {
-            std::mem::forget(open);
+            open.answered = true;
             return other;
         }
     };
@@ -137,6 +141,7 @@ pub async fn handle(
     };
     tokio::spawn(async move {
         let config = WebSocketConfig::default()
+            .read_buffer_size(READ)
             .max_message_size(Some(limit))
             .max_frame_size(Some(limit));
         // An error means that the client went before it had the handshake: dropping tells the worker.
@@ -179,11 +184,15 @@ fn accept_key(headers: &HeaderMap) -> Result<HeaderValue, Box<Response<Body>>> {
 struct Open {
     channel: Arc<Channel>,
     stream: u32,
+    /// It did not become one: whoever has the reply sees to its end.
+    answered: bool,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.channel.cancel(self.stream);
+        if !self.answered {
+            self.channel.cancel(self.stream);
+        }
     }
 }
 
@@ -238,7 +247,7 @@ impl Relay {
             payload.extend_from_slice(&code.to_le_bytes());
             payload.extend_from_slice(reason.as_bytes());
         }
-        let Open { channel, stream } = &self.open;
+        let Open { channel, stream, .. } = &self.open;
         channel.tell_of(*stream, Kind::Close, &payload);
         channel.forget(*stream);
     }
@@ -271,7 +280,7 @@ impl Relay {
     }
 
     async fn pass(&self, kind: Kind, mut data: Bytes) {
-        let Open { channel, stream } = &self.open;
+        let Open { channel, stream, .. } = &self.open;
         loop {
             let piece = data.split_to(data.len().min(PIECE));
             // The semaphore is never closed.
@@ -359,7 +368,7 @@ impl Relay {
     /// Tells the worker that it may send more, once `taken` bytes are worth a frame.
     fn tell_taken(&self, taken: &mut usize) {
         if *taken >= TELL {
-            let Open { channel, stream } = &self.open;
+            let Open { channel, stream, .. } = &self.open;
             let taken = (std::mem::take(taken) as u32).to_le_bytes();
             channel.tell_of(*stream, Kind::Taken, &taken);
         }

@@ -2,6 +2,9 @@
 
 import struct
 import sys
+import traceback
+
+from .report import fault, last_line
 
 # The kinds of frames, as in frame.rs: to the worker,
 LOAD, REQUEST, MESSAGE, CANCEL, STOP, PING, CONNECT = 1, 2, 3, 4, 5, 6, 7
@@ -98,7 +101,11 @@ class Channel:
             if end - begin < length:
                 break
             position = begin + length
-            on_frame(kind, stream, data[begin:position])
+            try:
+                on_frame(kind, stream, data[begin:position])
+            except Exception as error:
+                # Ours, not the program's; one that would take the other events with it if it went on from here.
+                self.write(FAILED, stream, fault(last_line(error), traceback.format_exc()))
         if position < end:
             self.rest = bytes(data[position:])
 

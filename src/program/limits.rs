@@ -210,7 +210,7 @@ pub fn mistakes(keys: &ComponentKeys, engine: EngineKind) -> Vec<(&'static str, 
             "can't be more than one on the one port that `environment` names: leave PORT away",
         );
     }
-    if engine == EngineKind::Wasm {
+    if matches!(engine, EngineKind::Wasm | EngineKind::Static) {
         let process_keys = [
             ("workers", keys.workers.is_some()),
             ("max_requests", keys.max_requests.is_some()),
@@ -222,7 +222,7 @@ pub fn mistakes(keys: &ComponentKeys, engine: EngineKind) -> Vec<(&'static str, 
             ("rlimits", !keys.rlimits.is_empty()),
         ];
         for (key, _) in process_keys.into_iter().filter(|(_, is_set)| *is_set) {
-            say(key, "is for processes, and WebAssembly runs in none of its own");
+            say(key, "is for processes, and this component runs in none of its own");
         }
     }
     found

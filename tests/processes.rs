@@ -400,3 +400,31 @@ fn bad_values_are_told_where_they_stand() {
         assert!(output.contains(expected), "{keys}: {output}");
     }
 }
+
+/// Where this machine has no control groups to offer, an emulated one does.
+#[cfg(all(feature = "host", feature = "image"))]
+#[tokio::test]
+async fn a_machine_enforces_memory_and_processors() {
+    use crate::support::machine::{Machine, image};
+    let program = r#"
+def handler(event, context):
+    if event["path"] == "/hog":
+        hog = []
+        while True:
+            hog.append(b"1" * (8 << 20))
+    group = open("/proc/self/cgroup").read().split("::")[1].strip()
+    return "".join(open(f"/sys/fs/cgroup{group}/{name}").read() for name in ("memory.max", "cpu.max"))
+"#;
+    let folder = crate::support::folder_with("main.py", program);
+    let manifest = "[components.app]\nsource = \"main.py\"\nmemory = \"64MiB\"\ncpu = 0.5\nworkers = 1\n";
+    std::fs::write(folder.path().join("polyinit.toml"), manifest).unwrap();
+    let machine = Machine::boot(&image("debian-12"), folder.path(), &["--memory", "512"]);
+    assert_eq!(machine.text("/").await, format!("{}\n50000 100000\n", 64 << 20));
+    let killed = machine.get("/hog").await.text();
+    assert!(
+        killed.contains("was killed by SIGKILL because it used more than its `memory`, 64 MiB,"),
+        "{killed}"
+    );
+    assert_eq!(machine.get("/").await.status, 200);
+    machine.halt();
+}

@@ -214,7 +214,7 @@ pub fn mistakes(keys: &ComponentKeys, engine: EngineKind) -> Vec<(&'static str, 
     if engine != EngineKind::Wasm && keys.wasm != Sandbox::default() {
         say("wasm", "is for WebAssembly, which this is not");
     }
-    if engine == EngineKind::Wasm {
+    if matches!(engine, EngineKind::Wasm | EngineKind::Static) {
         let process_keys = [
             ("workers", keys.workers.is_some()),
             ("max_requests", keys.max_requests.is_some()),
@@ -225,7 +225,7 @@ pub fn mistakes(keys: &ComponentKeys, engine: EngineKind) -> Vec<(&'static str, 
             ("rlimits", !keys.rlimits.is_empty()),
         ];
         for (key, _) in process_keys.into_iter().filter(|(_, is_set)| *is_set) {
-            say(key, "is for processes, and WebAssembly runs in none of its own");
+            say(key, "is for processes, and this component runs in none of its own");
         }
     }
     found

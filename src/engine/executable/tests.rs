@@ -159,6 +159,12 @@ async fn the_request_arrives_as_it_came() {
     let lines: Vec<&[u8]> = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end).collect();
     assert_eq!(lines[0], b"GET /%2e%2e/x//../y?a=%20b%2520&c=+ HTTP/1.1");
     let mut fields = lines[1..].to_vec();
+    // What the log calls it is the only thing that is added.
+    let id = fields
+        .iter()
+        .position(|field| field.starts_with(b"Event-Id: "))
+        .expect("its id");
+    fields.remove(id);
     fields.sort_unstable();
     let expected: [&[u8]; 5] = [
         b"Accept-Encoding: gzip",
@@ -561,6 +567,32 @@ async fn a_port_of_its_own_choice() {
         program.fail().await.message,
         "server: PORT=http in its environment is no port number"
     );
+}
+
+#[tokio::test]
+async fn that_it_listens_is_noticed_at_once() {
+    let program = Program::raw(
+        r#"
+time.sleep(0.3)
+server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
+print(time.time(), file=sys.stderr, flush=True)
+time.sleep(1000)
+"#,
+    );
+    let mut delays = Vec::new();
+    for _ in 0..5 {
+        let start = launch::ExecutableFile::new(&program.component, &program.settings).unwrap();
+        let listening = start.start().await.unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        until("it has said when", || !listening.process.tail().text().is_empty()).await;
+        let began: f64 = listening.process.tail().text().parse().unwrap();
+        delays.push((now.as_secs_f64() - began) * 1e3);
+    }
+    delays.sort_unstable_by(f64::total_cmp);
+    // A machine that does other things besides may be late now and then.
+    assert!(delays[1] < 3.0, "in milliseconds: {delays:?}");
 }
 
 #[tokio::test]

@@ -42,9 +42,9 @@ const routes = {
     throw new Error("this route always throws");
   },
   "GET /throw-later": async () => {
-    setTimeout2(() => {
+    setTimeout(() => {
       throw new Error("thrown where nobody listens");
-    });
+    }, 1);
     await new Promise(() => {});
   },
   "GET /wait": async (event, context) => {
@@ -57,7 +57,3 @@ const routes = {
   },
   "GET /status": () => ({ status: "fine" }),
 };
-
-function setTimeout2(call) {
-  globalThis.setTimeout(call, 1);
-}

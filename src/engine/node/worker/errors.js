@@ -28,7 +28,7 @@
   /** The error as Node prints it, without the frames that are not the program's. */
   function account(error) {
     const lines = inspect(error).split("\n");
-    const own = lines.filter((line) => !/^\s+at .*(<polyinit worker>|node:internal\/)/.test(line));
+    const own = lines.filter((line) => !/^\s+at .*(<polyinit worker>|node:internal\/|node:async_hooks)/.test(line));
     return own.join("\n").slice(0, ACCOUNT_LIMIT);
   }
 

@@ -21,7 +21,8 @@
       // What was begun can't be taken back: the client sees that it breaks off.
       if (response.headersSent) return response.destroy();
       for (const name of response.getHeaderNames()) response.removeHeader(name);
-      response.writeHead(500, { "content-type": "application/problem+json" });
+      // Nobody knows in which state the connection is left.
+      response.writeHead(500, { "content-type": "application/problem+json", connection: "close" });
       response.end('{\n  "title": "Internal Server Error",\n  "status": 500\n}\n');
     }
   }
@@ -36,18 +37,35 @@
         return emit.call(this, name, request, response, ...rest);
       }
       const event = new Served(request, response);
-      // Their later events come from the connection, which is nobody's.
-      bind(request, event);
-      bind(response, event);
-      return current.run(event, () => emit.call(this, name, request, response, ...rest));
+      if (STAYS) current.enterWith(event);
+      else {
+        bind(request, event);
+        bind(response, event);
+      }
+      return within(event, () => emit.call(this, name, request, response, ...rest));
     };
   }
+
+  // Later events of the two come from the connection. Up to Node 23 they have what was entered when the request came, until
+  // the next one does; from 24 on (AsyncContextFrame) they have nothing.
+  const STAYS = Number.parseInt(process.versions.node, 10) < 24;
 
   function bind(emitter, event) {
     const { emit } = emitter;
     emitter.emit = function (...args) {
-      return current.getStore() === event ? emit.apply(this, args) : current.run(event, () => emit.apply(this, args));
+      return current.getStore() === event ? emit.apply(this, args) : within(event, () => emit.apply(this, args));
     };
+  }
+
+  /** Calls as a part of the event. What it throws would be nobody's behind this, unless the program itself catches all. */
+  function within(event, call) {
+    try {
+      return current.getStore() === event ? call() : current.run(event, call);
+    } catch (error) {
+      if (process.listenerCount("uncaughtException") > 1) throw error;
+      event.fail(error);
+      return true;
+    }
   }
 
   /** The server that a program's main export is or has; null if it has none. */

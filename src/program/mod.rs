@@ -10,6 +10,7 @@ pub mod detect;
 pub mod limits;
 pub mod manifest;
 pub mod route;
+pub mod subscription;
 
 use std::collections::BTreeMap;
 use std::fs::File;

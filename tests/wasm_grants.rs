@@ -46,7 +46,7 @@ async fn a_rule_for_many_names_does_not_lead_to_this_machine() {
     let port = upstream.address.rsplit(':').next().unwrap();
     let app = Served::start(built("rust-outgoing.wasm"), &["--allow-host", "*:*"]);
     let reply = app.get(&format!("/fetch?http://localhost:{port}/")).await;
-    assert_eq!(reply.text().trim(), "DestinationIpProhibited");
+    assert!(reply.text().contains("DestinationIpProhibited"), "{}", reply.text());
     app.wait_for("name the address itself in `hosts`");
     app.stop();
     upstream.stop();
@@ -118,7 +118,7 @@ async fn https_is_checked_against_the_authorities() {
         for guest in ["rust-outgoing.wasm", "rust-service.wasm"] {
             let (app, address) = serve_trusting(authorities, guest, &url);
             let reply = get(&address, &format!("/fetch?{url}/")).await;
-            assert_eq!(reply.text().trim(), expected, "{guest}");
+            assert!(reply.text().contains(expected), "{guest}: {}", reply.text());
             app.interrupt();
             app.end();
         }
@@ -166,14 +166,12 @@ async fn sockets_connect_to_names_and_addresses_that_are_named() {
         );
         let reply = app.post(&format!("/connect?{host}:{port}"), "hello").await;
         assert_eq!((reply.status, reply.text().as_str()), (200, "you said hello"));
-        assert_eq!(
-            app.post("/connect?other.example.org:80", "hello").await.text().trim(),
-            "AccessDenied"
-        );
+        let other = app.post("/connect?other.example.org:80", "hello").await.text();
+        assert!(other.contains("access-denied"), "{other}");
         app.wait_for("tcp://other.example.org:");
         // The name leads to this address, and to none of its other ports.
-        let elsewhere = app.post(&format!("/connect?{host}:{}", port ^ 1), "hello").await;
-        assert_eq!(elsewhere.text().trim(), "AccessDenied");
+        let elsewhere = app.post(&format!("/connect?{host}:{}", port ^ 1), "hello").await.text();
+        assert!(elsewhere.contains("access-denied"), "{elsewhere}");
         app.stop();
     }
     server.abort();
@@ -198,7 +196,11 @@ async fn self_is_the_programs_other_components() {
     assert_eq!(app.get("/fetch?http://self/elsewhere").await.status, 404);
     let round = format!("/fetch?{}", "http://self/fetch?".repeat(12));
     let reply = app.get(&round).await;
-    assert_eq!((reply.status, reply.text().trim()), (502, "LoopDetected"));
+    assert!(
+        reply.status == 502 && reply.text().contains("LoopDetected"),
+        "{}",
+        reply.text()
+    );
     app.stop();
 }
 

@@ -23,8 +23,8 @@ async fn a_trap_is_told_with_the_functions_that_led_there() {
         traceback.contains("asked to panic by the request for /panic"),
         "{traceback}"
     );
-    assert!(traceback.contains("rust_http::route"), "{traceback}");
-    app.wait_for("rust_http::route");
+    assert!(traceback.contains("rust_http::Component"), "{traceback}");
+    app.wait_for("rust_http::Component");
     app.stop();
 }
 

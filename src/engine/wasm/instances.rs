@@ -151,7 +151,9 @@ impl<T: Template> Instances<T> {
     pub(super) fn give_back(self: &Arc<Self>, shared: &Arc<Shared>, mut place: Place<T::Guest>) {
         place.events = place.events.saturating_add(1);
         if place.events < self.reuse && !shared.is_stopped() {
-            self.keep(shared, place);
+            if let Some(reserved) = shared.runtime.reserve(shared.memories) {
+                self.keep(shared, place, reserved);
+            }
             return;
         }
         self.make_ahead(shared, Some(place));
@@ -161,6 +163,10 @@ impl<T: Template> Instances<T> {
     /// up is dropped then, too.
     pub(super) fn make_ahead(self: &Arc<Self>, shared: &Arc<Shared>, used: Option<Place<T::Guest>>) {
         let Ok(tokio) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        // For what is used up, as long as it is there, and then for what is made.
+        let Some(reserved) = shared.runtime.reserve(shared.memories) else {
             return;
         };
         let (instances, shared) = (self.clone(), shared.clone());
@@ -177,17 +183,16 @@ impl<T: Template> Instances<T> {
             let made = tokio::time::timeout(shared.timeout, instances.template.instantiate(&mut place.store)).await;
             if let Ok(Ok(guest)) = made {
                 place.guest = Some(guest);
-                instances.keep(&shared, place);
+                instances.keep(&shared, place, reserved);
             }
         });
     }
 
     /// Has `place` stand ready, if there is room for it.
-    fn keep(&self, shared: &Shared, place: Place<T::Guest>) {
-        let memory = place.store.data().limits.held();
-        let Some(reserved) = shared.runtime.reserve(shared.memories, memory) else {
+    fn keep(&self, shared: &Shared, place: Place<T::Guest>, reserved: Reserved) {
+        if !shared.runtime.may_stand_ready(place.store.data().limits.held()) {
             return;
-        };
+        }
         let mut ready = self.ready();
         if ready.len() < self.limit {
             ready.push(Ready {

@@ -155,12 +155,13 @@ impl Runtime {
         self.ticker.watch()
     }
 
-    /// Room for an instance between events, with as many memories that hold `bytes`; `None` if there is no more, or
-    /// it would take too much from those at work.
-    pub(super) fn reserve(&'static self, memories: u32, bytes: usize) -> Option<Reserved> {
-        if bytes > self.budget.machine() / KEPT_INSTANCE_SHARE {
-            return None;
-        }
+    /// Whether an instance that holds so many `bytes` may stand ready: not if it takes too much from those at work.
+    pub(super) fn may_stand_ready(&self, bytes: usize) -> bool {
+        bytes <= self.budget.machine() / KEPT_INSTANCE_SHARE
+    }
+
+    /// Room for an instance between events, with so many memories, beside that for events; `None` if there is no more.
+    pub(super) fn reserve(&'static self, memories: u32) -> Option<Reserved> {
         let before = self.reserved.fetch_add(memories, Ordering::Relaxed);
         let reserved = Reserved {
             runtime: self,

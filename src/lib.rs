@@ -30,4 +30,5 @@ pub mod machine;
 pub mod program;
 pub mod report;
 pub mod router;
+pub mod schedule;
 pub mod wire;

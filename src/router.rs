@@ -11,6 +11,7 @@ use crate::engine::{Engine, Handling};
 use crate::event::{Body, Event, Failure, FailureKind, Input, Reply};
 use crate::program::Component;
 use crate::program::route::{Fit, Route};
+use crate::program::subscription::Subject;
 
 /// What follows a component's name in the host that other components know it by.
 pub const INTERNAL: &str = ".internal";
@@ -21,6 +22,7 @@ pub struct Router {
     /// With the place of its component; the one that says most goes first.
     routes: Vec<(Route, usize)>,
     names_hosts: bool,
+    asks_of_messages: bool,
 }
 
 /// A component with what runs it.
@@ -43,6 +45,7 @@ impl Router {
         let routes = routes_of(components.iter().map(|running| &running.component));
         Self {
             names_hosts: routes.iter().any(|(route, _)| route.names_host()),
+            asks_of_messages: components.iter().any(|running| running.component.keys.messages.asks()),
             routes,
             components,
         }
@@ -64,7 +67,7 @@ impl Router {
                     format!("no component has a route for {}", request.uri().path()),
                 ))),
             },
-            Input::Message(_) => self.for_messages().map_err(Err),
+            Input::Message(message) => self.for_message(&message.body).map_err(Err),
         };
         match chosen {
             Ok(running) => running.engine.handle(event),
@@ -123,19 +126,25 @@ impl Router {
         }
     }
 
-    fn for_messages(&self) -> Result<&Running, Failure> {
-        match &self.components[..] {
-            [only] => Ok(only),
-            several => several
-                .iter()
-                .find(|running| running.component.messages)
-                .ok_or_else(|| {
-                    Failure::new(
-                        FailureKind::NotFound,
-                        "no component takes messages: give one `messages = true`",
-                    )
-                }),
+    /// The component that says most of a message; of several, the first by name.
+    fn for_message(&self, message: &str) -> Result<&Running, Failure> {
+        if let [only] = &self.components[..] {
+            return Ok(only);
         }
+        // Most programs have one component for all of them, and no message need be read for that.
+        let subject = if self.asks_of_messages {
+            Subject::of(message)
+        } else {
+            Subject::default()
+        };
+        let wants = |running: &&Running| running.component.keys.messages.wants(&subject);
+        let wanting = self.components.iter().rev().filter(|running| wants(running).is_some());
+        wanting.max_by_key(wants).ok_or_else(|| {
+            Failure::new(
+                FailureKind::NotFound,
+                "no component takes this message: give one `messages = true`",
+            )
+        })
     }
 }
 

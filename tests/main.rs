@@ -29,6 +29,7 @@ mod python;
 #[cfg(all(feature = "host", feature = "image"))]
 mod readme;
 mod recipes;
+mod schedules;
 mod serve;
 #[cfg(all(feature = "host", feature = "image"))]
 mod vm;

@@ -25,6 +25,7 @@ use crate::intake::internal::Gateway;
 use crate::program::manifest::{AccessLog, HttpKeys};
 use crate::report;
 use crate::router::Router;
+use crate::schedule;
 
 /// How long requests under way, and then the program, may take to end.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -104,6 +105,7 @@ impl Serve {
         if let Some(gateway) = gateway {
             tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
         }
+        let _schedules = schedule::keep(opened.program.components.iter(), &handler(Router::call));
         let intake = self.announce(address, console, handler(Router::handle));
         let keys = &opened.program.http;
         self.serve(listener, intake, keys, &mut stop, pending()).await?;

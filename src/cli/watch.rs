@@ -10,15 +10,19 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
+
 use self::files::Files;
 use super::live::Live;
 use super::start::{Opened, ProgramArguments, described, start};
 use super::{CommandError, say};
 use crate::console::Console;
+use crate::intake::Handler;
 use crate::program::build::Build;
 use crate::program::manifest::HttpKeys;
 use crate::program::{Component, manifest};
 use crate::router::{Router, Running};
+use crate::schedule;
 
 /// Keeps a program as its files are.
 pub(super) struct Watch {
@@ -33,6 +37,7 @@ pub(super) struct Watch {
     /// What runs, and what it was unpacked to.
     running: Vec<Running>,
     opened: Option<Opened>,
+    schedules: JoinSet<()>,
     /// What has changed since all was well.
     changed: BTreeSet<PathBuf>,
 }
@@ -68,6 +73,7 @@ impl Watch {
             variables,
             running: Vec::new(),
             opened: None,
+            schedules: JoinSet::new(),
             changed: BTreeSet::new(),
         })
     }
@@ -156,6 +162,11 @@ impl Watch {
         .await?;
         running.extend(kept);
         self.live.run(running.clone(), former);
+        if all {
+            let live = self.live.clone();
+            let handler: Handler = Arc::new(move |event| live.give(event, Router::call));
+            self.schedules = schedule::keep(opened.program.components.iter(), &handler);
+        }
         self.running = running;
         self.opened = Some(opened);
         Ok(())

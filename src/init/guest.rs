@@ -15,12 +15,14 @@ use super::shell;
 use crate::engine::{self, Settings, StartError};
 use crate::event::{Event, Failure, FailureKind, Reply};
 use crate::guest_api;
+use crate::intake::Handler;
 use crate::intake::aleph;
 use crate::intake::internal::Gateway;
 use crate::program::detect::FileKind;
 use crate::program::{self, Component, Hint, Interface, archive};
 use crate::report;
 use crate::router::{Router, Running};
+use crate::schedule;
 use crate::wire::{Configuration, ConfigurationAnswer, Encoding};
 
 /// How long after the halt has begun the program is killed, and the least that it has to shut down once its last event
@@ -97,6 +99,7 @@ impl Guest {
         let socket = self.place.path("/run/polyinit/components.sock");
         let gateway = Gateway::between(&components, &socket, &mut settings.environment).await;
         let loopback = settings.loopback.clone();
+        let scheduled = components.clone();
         let started = components.into_iter().map(|component| {
             let settings = settings.clone();
             async move {
@@ -116,9 +119,14 @@ impl Guest {
         tokio::task::spawn_blocking(move || settings.warm.clear());
         let router = Arc::new(Router::new(router));
         loopback.lead_to(&router, Router::call);
-        if let Some(gateway) = gateway {
+        let handler: Handler = {
             let router = router.clone();
-            tokio::spawn(gateway.serve(Arc::new(move |event| router.call(event)), false));
+            Arc::new(move |event| router.call(event))
+        };
+        let mut schedules = schedule::keep(scheduled.iter(), &handler);
+        schedules.detach_all();
+        if let Some(gateway) = gateway {
+            tokio::spawn(gateway.serve(handler, false));
         }
         Ok(router)
     }

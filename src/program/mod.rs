@@ -11,6 +11,7 @@ pub mod limits;
 pub mod manifest;
 pub mod route;
 pub mod sandbox;
+pub mod subscription;
 
 use std::collections::BTreeMap;
 use std::fs::File;

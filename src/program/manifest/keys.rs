@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::program::EngineKind;
 use crate::program::limits::{Account, MaxRequests, ResourceLimits, Size, WorkerCount};
 use crate::program::sandbox::Sandbox;
+use crate::program::subscription::Messages;
 
 /// What a program's parts are.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
@@ -123,8 +124,6 @@ pub struct ComponentKeys {
     /// The requests that go to it; the one that says most wins. Every request unless said, none with
     /// `messages = true`; `[]` is for a component that takes none.
     pub routes: Option<Vec<RouteKeys>>,
-    /// Whether network messages go to it.
-    pub messages: bool,
     /// The most processes, or `"auto"` for one a processor. Python and Node start more than one as events come at the
     /// same time, unless said as many as there are processors, two at least; what serves HTTP itself has one unless said.
     pub workers: Option<WorkerCount>,
@@ -148,6 +147,11 @@ pub struct ComponentKeys {
     pub rlimits: ResourceLimits,
     /// What it is granted beside its events, and how far it may go: for WebAssembly alone.
     pub wasm: Sandbox,
+    /// Whether network messages go to it: `true`, or a list of which. A message goes to the component that says most of
+    /// it.
+    pub messages: Messages,
+    /// Requests that it gets at certain times.
+    pub schedules: Vec<ScheduleKeys>,
 }
 
 impl Default for ComponentKeys {
@@ -160,7 +164,6 @@ impl Default for ComponentKeys {
             watch: None,
             environment: BTreeMap::new(),
             routes: None,
-            messages: false,
             workers: None,
             max_requests: None,
             start_timeout: None,
@@ -172,8 +175,24 @@ impl Default for ComponentKeys {
             no_new_privs: None,
             rlimits: ResourceLimits::new(),
             wasm: Sandbox::default(),
+            messages: Messages::default(),
+            schedules: Vec::new(),
         }
     }
+}
+
+/// A request at certain times (UTC).
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleKeys {
+    /// When, as cron says it: minute, hour, day of the month, month, day of the week; seconds may stand before them.
+    pub cron: String,
+    /// The request's path. `/` unless said.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// The request's method. `POST` unless said.
+    #[serde(default)]
+    pub method: Option<String>,
 }
 
 /// A route: a path, or a table that says more.

@@ -25,13 +25,16 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-pub use keys::{AccessLog, ComponentKeys, CorsKeys, HttpKeys, ManifestKeys, RateKeys, RouteKeys, RouteTable};
+pub use keys::{
+    AccessLog, ComponentKeys, CorsKeys, HttpKeys, ManifestKeys, RateKeys, RouteKeys, RouteTable, ScheduleKeys,
+};
 pub use schema::schema;
 
 use super::build::Build;
 use super::route::Route;
 use super::{Component, Hint, Program, ProgramError, detect, limits};
 use crate::report::mistake::{Mistake, Source};
+use crate::schedule::Schedule;
 
 /// The name of the file.
 pub const NAME: &str = "polyinit.toml";
@@ -198,6 +201,7 @@ impl Check<'_> {
         }
         let routes = keys.routes.as_ref().map(|routes| self.routes(&at, routes));
         self.environment(&at, &keys);
+        self.schedules(&at, &keys);
         let hint = Hint {
             entrypoint: keys.entrypoint.clone(),
             engine: keys.engine,
@@ -220,7 +224,7 @@ impl Check<'_> {
                     name,
                     environment: keys.environment.clone(),
                     routes,
-                    messages: keys.messages,
+                    messages: keys.messages.any(),
                     keys,
                     ..component
                 })
@@ -251,6 +255,16 @@ impl Check<'_> {
             }
         }
         good
+    }
+
+    fn schedules(&mut self, at: &[Step<'_>], keys: &ComponentKeys) {
+        for (number, schedule) in keys.schedules.iter().enumerate() {
+            // The component's own name, which may be wrong, too, has been looked at.
+            if let Err((key, problem)) = Schedule::new("component", schedule) {
+                let at = [at, &[Step::Key("schedules"), Step::Item(number), Step::Key(key)]].concat();
+                self.say(&at, problem, None);
+            }
+        }
     }
 
     /// A name with `=` in it, and a zero byte anywhere, can't be given to a program (environ(7)).

@@ -119,9 +119,9 @@ fn inspect_tells_what_runs_each_part_and_what_it_may_use() {
     for expected in [
         "api: the entrypoint \"main:app\" is a Python module → python",
         "takes        /api/*",
-        "environment  SITE_NAME",
+        "environment  SHOP_NAME",
         "may use      all that a process of this user may",
-        "chart: chart.wasm is WebAssembly → wasm",
+        "thumbnails: thumbnails.wasm is WebAssembly → wasm",
         "is a         WebAssembly component",
         "wasi:http/types@0.2",
         "exports      wasi:http/incoming-handler@0.2",

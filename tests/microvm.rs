@@ -265,18 +265,22 @@ async fn one_image_runs_every_language_at_once() {
         &compiled_ahead(&built("polyglot")).path().join("polyglot"),
         &["--cpus", "2"],
     );
-    assert_eq!(machine.json("/api/").await["site"], "Polyglot");
-    assert!(machine.get("/").await.text().contains("<html"));
-    assert_eq!(machine.get("/search?q=wasm").await.status, 200);
-    assert!(machine.get("/chart").await.text().contains("<svg"));
+    assert_eq!(machine.json("/api/").await["shop"], "Polyglot");
+    // The page asks the API, another component, for what it shows.
+    let page = machine.get("/").await;
+    assert!(page.text().contains("<b>Desk lamp</b> 39.00"), "{page:?}");
+    assert_eq!(machine.json("/search?q=WARM+brass").await[0]["id"], "lamp");
+    let thumbnail = machine.get("/thumbnails/lamp.png?width=32").await;
+    assert!(thumbnail.body.starts_with(b"\x89PNG"), "{thumbnail:?}");
+    assert!(machine.get("/static/style.css").await.text().contains("font"));
     let message = http::Request::post("/_polyinit/message");
     let value = request(
         &machine.address,
         message,
-        r#"{"sender": "0xabc", "content": "three words here"}"#,
+        r#"{"sender": "0xabc", "channel": "shop", "content": {"product": "lamp", "count": 2}}"#,
     )
     .await;
-    assert_eq!(value.json(), json!({"sender": "0xabc", "words": 3}));
+    assert_eq!(value.json(), json!({"from": "0xabc", "ordered": {"lamp": 2}}));
     // More than one read, and more than the vsock's buffers.
     let body = vec![b'x'; 1 << 20];
     let refused = request(&machine.address, http::Request::post("/nowhere"), body).await;
@@ -313,7 +317,7 @@ fn compiled_ahead(program: &Path) -> tempfile::TempDir {
         .status()
         .unwrap();
     assert!(copied.success());
-    let modules = ["search.wasm", "chart.wasm"].map(|name| folder.path().join("polyglot").join(name));
+    let modules = ["search.wasm", "thumbnails.wasm"].map(|name| folder.path().join("polyglot").join(name));
     let mut arguments = vec!["compile"];
     arguments.extend(modules.iter().map(|module| module.to_str().unwrap()));
     let (status, output) = Running::start(&arguments).end();

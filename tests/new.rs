@@ -32,7 +32,7 @@ async fn serves(path: &str, arguments: &[&str], replies: &[(&str, &str)]) {
 
 #[tokio::test]
 async fn those_with_nothing_to_install() {
-    for template in ["python", "node", "executable"] {
+    for template in ["python", "handler", "node", "executable"] {
         asks(template, &[], &[("/", "world"), ("/you", "you")]).await;
     }
     asks("static", &[], &[("/", "<h1>Hello, world</h1>"), ("/style.css", "font")]).await;
@@ -55,6 +55,13 @@ async fn those_in_python_with_packages() {
         "fastapi",
         &["--env", &packages],
         &[("/", "world"), ("/greet/you?shout=1", "HELLO, YOU!")],
+    )
+    .await;
+    let packages = format!("PYTHONPATH={}", built("frameworks").display());
+    asks(
+        "flask",
+        &["--env", &packages],
+        &[("/", "world"), ("/greet/you", "Hello, you")],
     )
     .await;
 }

@@ -43,7 +43,7 @@ struct File {
 
 macro_rules! files {
     ($template:literal: $($path:literal),+) => {
-        &[$(File { path: $path, content: include_str!(concat!("../../templates/", $template, "/", $path)) }),+]
+        &[$(File { path: $path, content: include_str!(concat!("new/templates/", $template, "/", $path)) }),+]
     };
 }
 
@@ -65,6 +65,12 @@ const TEMPLATES: &[Template] = &[
         help: "Python with Flask (WSGI)",
         files: files!("flask": "main.py", "requirements.txt"),
         needs: Some("python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"),
+    },
+    Template {
+        name: "handler",
+        help: "Python, a plain function for each event",
+        files: files!("handler": "main.py"),
+        needs: None,
     },
     Template {
         name: "node",

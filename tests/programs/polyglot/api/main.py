@@ -1,29 +1,39 @@
-"""The site's API: the visits of this process, and what it knows of itself."""
+"""The shop's API: what there is, and what somebody wants of it."""
 
+import json
 import os
-from itertools import count
+from pathlib import Path
 
-from fastapi import FastAPI
-from pydantic import BaseModel
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel, Field
 
 app = FastAPI()
-visits = count(1)
+catalogue = {product["id"]: product for product in json.loads(Path(__file__).with_name("catalogue.json").read_text())}
 
 
-class Greeting(BaseModel):
-    name: str
+class Order(BaseModel):
+    product: str
+    count: int = Field(gt=0, le=100)
 
 
 @app.get("/api/")
 async def index():
-    return {"site": os.environ.get("SITE_NAME", "unnamed"), "visit": next(visits)}
+    return {"shop": os.environ["SHOP_NAME"], "products": len(catalogue)}
 
 
-@app.get("/api/square/{number}")
-async def square(number: int):
-    return {"number": number, "square": number * number}
+@app.get("/api/products")
+async def products():
+    return list(catalogue.values())
 
 
-@app.post("/api/greet")
-async def greet(greeting: Greeting):
-    return {"greeting": f"Hello, {greeting.name}"}
+@app.get("/api/products/{product}")
+async def product(product: str):
+    if product not in catalogue:
+        raise HTTPException(404, f"there is no {product}")
+    return catalogue[product]
+
+
+@app.post("/api/orders", status_code=201)
+async def order(order: Order):
+    chosen = await product(order.product)
+    return {"product": chosen["name"], "count": order.count, "total": order.count * chosen["price"]}

@@ -12,7 +12,10 @@ routes = []
 
 /// `/socket` and `/proxy` ask the other component over the one and the other; `/loop` asks itself without an end.
 const FRONT: &str = "\
-import asyncio, http.client, json, os, socket, urllib.request
+import asyncio, concurrent.futures, http.client, json, os, socket, urllib.request
+
+# More than a circle of calls needs.
+threads = concurrent.futures.ThreadPoolExecutor(64)
 
 class Connection(http.client.HTTPConnection):
     def connect(self):
@@ -42,7 +45,7 @@ async def app(scope, receive, send):
         ask, host, path = over_socket, 'front.internal', '/loop'
     else:
         ask, path = (over_proxy if way == 'proxy' else over_socket), '/path?x=1'
-    status, body = await asyncio.to_thread(ask, host, path, passed)
+    status, body = await asyncio.get_running_loop().run_in_executor(threads, ask, host, path, passed)
     await send({'type': 'http.response.start', 'status': status})
     await send({'type': 'http.response.body', 'body': body})
 ";

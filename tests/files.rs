@@ -73,6 +73,7 @@ async fn what_is_not_for_everybody() {
         "/static//etc/passwd",
         "/static/%00",
         "/static/app.js/x",
+        &format!("/static/{}", "x".repeat(5000)),
     ] {
         let response = app.get(path).await;
         assert_eq!(response.status, 404, "{path}: {}", response.text());

@@ -172,6 +172,10 @@ async fn aiohttp_as_an_executable() {
     let body = vec![7; 500_000];
     assert!(app.post("/echo", body.clone()).await.body == body);
     assert_eq!(app.get("/stream").await.text().lines().count(), 10);
+    let mut socket = Socket::open(&app.address, "/shout").await;
+    socket.send("hey").await;
+    assert_eq!(socket.next().await, Text("HEY".into()));
+    socket.close(1000, "").await;
     app.stop();
 }
 

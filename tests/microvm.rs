@@ -241,7 +241,7 @@ async fn whoever_has_a_key_can_log_in() {
 }
 
 #[tokio::test]
-async fn the_hosts_data_is_in_data_and_the_owners_mtu_on_eth0() {
+async fn the_hosts_data_is_in_data_and_its_owners_shell_on_the_console() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("input.txt"), "from the host").unwrap();
     let machine = boot(
@@ -256,6 +256,14 @@ async fn the_hosts_data_is_in_data_and_the_owners_mtu_on_eth0() {
     );
     assert_eq!(machine.json("/show?path=/data/input.txt").await, "from the host");
     assert_eq!(machine.json("/show?path=/sys/class/net/eth0/mtu").await, "1400\n");
+    let deadline = Instant::now() + PATIENCE;
+    while machine.json("/on-terminals").await != json!({"bash": [4, 64]}) {
+        assert!(
+            Instant::now() < deadline,
+            "no shell on the console: {}",
+            machine.output()
+        );
+    }
     machine.halt();
 }
 

@@ -253,3 +253,28 @@ async fn a_client_that_goes_away_frees_its_worker() {
     assert!(gone.elapsed() < Duration::from_secs(30));
     app.stop();
 }
+
+#[tokio::test]
+async fn what_a_venv_beside_the_code_holds_is_there() {
+    let source = "import inside, linked\ndef handler(event, context):\n    \
+                  return [inside.WORD, linked.WORD]\n";
+    let folder = folder_with("main.py", source);
+    let venv = folder.path().join(".venv");
+    // Its interpreter is a link to the one that made it.
+    let made = std::process::Command::new("python3")
+        .args(["-m", "venv", "--without-pip"])
+        .arg(&venv)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let lib = std::fs::read_dir(venv.join("lib")).unwrap().next().unwrap().unwrap();
+    let packages = lib.path().join("site-packages");
+    let elsewhere = folder_with("linked.py", "WORD = 'by a .pth file'\n");
+    std::fs::write(packages.join("inside.py"), "WORD = 'in site-packages'\n").unwrap();
+    std::fs::write(packages.join("more.pth"), elsewhere.path().to_str().unwrap()).unwrap();
+    let app = Served::start(folder.path(), &[]);
+    let found = app.get("/").await.json();
+    assert_eq!(found[0], "in site-packages");
+    assert_eq!(found[1], "by a .pth file");
+    app.stop();
+}

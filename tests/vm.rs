@@ -50,7 +50,7 @@ impl Image {
             .find(|line| line.starts_with("/") && line.contains("qemu"))
             .expect("a VMM");
         let folder = vmm
-            .split([' ', ',', '='])
+            .split([' ', ',', '=', ':'])
             .filter_map(|word| Path::new(word).ancestors().find(|path| is_machine_folder(path)))
             .next()
             .expect("the machine's folder")
@@ -215,7 +215,7 @@ fn what_is_missing_is_named() {
     let listen = ["--listen", "127.0.0.1:0"];
     let vm = |more: &[&str]| refused(&[&["vm"], more, &listen].concat());
     assert!(vm(&[&at("none"), "--kernel", &kernel]).contains("can't read the image"));
-    assert!(vm(&[&text, "--kernel", &kernel]).contains("neither a squashfs nor an ext4"));
+    assert!(vm(&[&text, "--kernel", &kernel]).contains("is no image of a root file system"));
     assert!(vm(&[&image, "--kernel", &at("none")]).contains("there is no kernel at"));
     assert!(vm(&[&image, "--kernel", &kernel, "--program", &at("none")]).contains("can't read"));
     let volume = format!("{}:/data:rw", folder.path().display());

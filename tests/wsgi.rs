@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use http::Request;
+use polyinit::wire::{ConfigurationAnswer, EventAnswer, Scope};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::host::{Guest, configuration_for};
 use crate::python::wait_until;
 use crate::support::{Served, get, program, request};
 
@@ -186,4 +188,23 @@ async fn events_run_on_threads_beside_each_other() {
         assert_eq!(met.unwrap(), "met\n");
     }
     app.stop();
+}
+
+#[tokio::test]
+async fn network_messages_are_for_others() {
+    let guest = Guest::start(&[]).await;
+    let configuration = configuration_for(&program("wsgi-app"), "asgi", "main:app");
+    assert_eq!(guest.configure(&configuration).await, ConfigurationAnswer::Success);
+    let EventAnswer::Failure { error, .. } = guest.event(&Scope::Message("{}".into())).await else {
+        panic!("a message was answered")
+    };
+    assert!(
+        error.contains("a WSGI application takes no network messages"),
+        "{error}"
+    );
+    let EventAnswer::Http(answer) = guest.get("/").await else {
+        panic!("no reply")
+    };
+    assert_eq!(answer.body, "Hello from WSGI\n");
+    guest.stop().await;
 }

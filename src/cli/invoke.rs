@@ -44,8 +44,8 @@ pub struct Invoke {
     method: Option<Method>,
 
     /// The request's path, with its query
-    #[arg(long, value_name = "PATH", default_value = "/", value_parser = target)]
-    path: Uri,
+    #[arg(long = "path", value_name = "PATH", default_value = "/", value_parser = target)]
+    target: Uri,
 
     /// A header of the request; may be given again
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE", value_parser = header)]
@@ -56,7 +56,7 @@ pub struct Invoke {
     body: Option<String>,
 
     /// Give it a network message, the JSON in this file (- for standard input), and no request
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "path", "headers", "body"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["method", "target", "headers", "body"])]
     message: Option<String>,
 
     /// Print one JSON object: status, headers, body (or body_base64), value, failure, timings in ms
@@ -122,7 +122,7 @@ impl Invoke {
         let usual = if self.body.is_some() { Method::POST } else { Method::GET };
         let mut request = Request::new(Body::from(body.clone()));
         *request.method_mut() = self.method.clone().unwrap_or(usual);
-        *request.uri_mut() = self.path.clone();
+        *request.uri_mut() = self.target.clone();
         let headers = request.headers_mut();
         headers.extend(self.headers.iter().cloned().map(|(name, value)| (Some(name), value)));
         headers.entry(HOST).or_insert(HeaderValue::from_static("localhost"));

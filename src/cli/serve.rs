@@ -33,8 +33,8 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// Run a program on this machine and offer it over HTTP/1.1 and HTTP/2 (h2c).
 ///
 /// PATH is a file, a folder, a zip or a squashfs. What runs it is told from the program itself: a `.py` file or a
-/// module is Python (ASGI), `.js` or a package.json is Node, ELF and #! are executables that serve HTTP on $PORT or
-/// 8080, and `.wasm` is WebAssembly. A polyinit.toml beside the code says so where guessing would not do.
+/// module is Python (ASGI, WSGI or a function), `.js` or a package.json is Node, ELF and #! are executables that serve
+/// HTTP on $PORT or 8080, and `.wasm` is WebAssembly. A polyinit.toml beside the code says so where guessing would not do.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

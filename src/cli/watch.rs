@@ -140,6 +140,9 @@ impl Watch {
             .settings
             .loopback
             .lead_to(&self.live, |live, event| live.give(event, Router::call));
+        // Python takes cached bytecode for current if the source has the same size and was changed in the same second.
+        let uncached = ("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned());
+        opened.settings.environment.push(uncached);
         let (kept, former): (Vec<Running>, Vec<Running>) = self.running.iter().cloned().partition(|running| {
             let same = |component: &&Component| component.name == running.component.name;
             let now = opened.program.components.iter().find(same);

@@ -2,6 +2,7 @@
 //! that were compressed ahead (`app.js.br`, `.zst`, `.gz` beside `app.js`) are [`ServeDir`]'s; what is a component's own is
 //! here: routes, whose prefix is taken off, and what is not shown.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,7 +92,12 @@ impl Engine for Files {
             let response = serve
                 .try_call(Request::from_parts(head, Body::empty()))
                 .await
-                .map_err(|error| Failure::new(FailureKind::Unavailable, format!("{component}: {path}: {error}")))?;
+                .map_err(|error| {
+                    if leads_nowhere(&error) {
+                        return nothing(&path);
+                    }
+                    Failure::new(FailureKind::Unavailable, format!("{component}: {path}: {error}"))
+                })?;
             if response.status() == StatusCode::NOT_FOUND {
                 return Err(nothing(&path));
             }
@@ -112,6 +118,15 @@ impl Engine for Files {
 
 fn is_rest(rest: &str) -> bool {
     rest.is_empty() || rest.starts_with('/')
+}
+
+/// Whether there can't be a file of that name, as opposed to one that can't be read just now.
+fn leads_nowhere(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied};
+    matches!(
+        error.kind(),
+        NotFound | NotADirectory | InvalidFilename | InvalidInput | PermissionDenied
+    )
 }
 
 fn nothing(path: &str) -> Failure {
@@ -145,7 +160,9 @@ fn say_utf8(headers: &mut HeaderMap) {
     let text = kind.starts_with("text/") || kind == "application/javascript";
     if text && !kind.contains(';') {
         let with = HeaderValue::try_from(format!("{kind}; charset=utf-8")).ok();
-        headers.extend(with.map(|kind| (CONTENT_TYPE, kind)));
+        if let Some(kind) = with {
+            headers.insert(CONTENT_TYPE, kind);
+        }
     }
 }
 

@@ -153,9 +153,10 @@ impl Build {
             debian::check()?;
         }
         let mut files = Tree::default();
-        if let Some(python) = &recipe.python {
-            python::add(&mut files, python, &recipe, self.cache.as_ref(), progress)?;
-        }
+        let python = recipe.python.as_ref();
+        let python = python.map(|python| python::add(&mut files, python, &recipe, self.cache.as_ref(), progress));
+        // What was unpacked is read when the image is written.
+        let _packages = python.transpose()?;
         if let Some(folder) = recipe.files() {
             folder::add(&mut files, &folder, Modes::Plain)?;
         }

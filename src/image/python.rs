@@ -7,6 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tempfile::TempDir;
+
 use super::folder::{self, FolderError, Modes};
 use super::recipe::{Python, Recipe};
 use super::tree::Tree;
@@ -44,7 +46,7 @@ pub enum PythonError {
     Files(#[from] FolderError),
 }
 
-/// Adds the packages to `tree`.
+/// Adds the packages to `tree`. Their content is in the folder that is given back, until the image is written.
 ///
 /// # Errors
 /// pip is missing or fails.
@@ -54,7 +56,7 @@ pub fn add(
     recipe: &Recipe,
     cache: Option<&PackageCache>,
     progress: Progress<'_>,
-) -> Result<(), PythonError> {
+) -> Result<TempDir, PythonError> {
     let list = recipe.folder.join(python.requirements.get_ref());
     if !list.is_file() {
         return Err(PythonError::NoList(list));
@@ -81,12 +83,8 @@ pub fn add(
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(PythonError::Folder(error)),
         _ => {}
     }
-    Ok(folder::add_into(
-        tree,
-        &unpacked,
-        Path::new(python.target.get_ref()),
-        Modes::Plain,
-    )?)
+    folder::add_into(tree, &unpacked, Path::new(python.target.get_ref()), Modes::Plain)?;
+    Ok(temporary)
 }
 
 /// pip, for the image's Python and processor. The list names everything: what it doesn't is not wanted, so that the same

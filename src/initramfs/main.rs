@@ -35,7 +35,9 @@ const DEVICE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// From `linux/mount.h`, `sys/mount.h`, `asm-generic/errno-base.h` and `linux/reboot.h`.
 const MS_RDONLY: c_ulong = 1;
+const MS_NOSUID: c_ulong = 2;
 const MS_MOVE: c_ulong = 8192;
+const MS_STRICTATIME: c_ulong = 1 << 24;
 const MNT_DETACH: c_int = 2;
 const EBUSY: i32 = 16;
 const EEXIST: i32 = 17;
@@ -81,7 +83,7 @@ fn go() -> Result<Infallible, Failure> {
     let text = fs::read_to_string(PLAN).map_err(failed(format!("reading {PLAN}")))?;
     let plan: Plan = text.parse().map_err(failed(format!("following {PLAN}")))?;
     make_directory("/dev")?;
-    match mount_at(c"devtmpfs", c"/dev", Some("devtmpfs"), 0) {
+    match mount_at(c"devtmpfs", c"/dev", Some("devtmpfs"), MS_NOSUID | MS_STRICTATIME) {
         // The kernel did it already (CONFIG_DEVTMPFS_MOUNT).
         Err(error) if error.raw_os_error() == Some(EBUSY) => {}
         other => other.map_err(failed("mounting the kernel's device files on /dev"))?,

@@ -2,6 +2,7 @@
 
 #[cfg(all(feature = "host", feature = "image"))]
 pub mod api;
+mod browser;
 mod client;
 #[cfg(all(feature = "host", feature = "image"))]
 pub mod machine;
@@ -11,6 +12,7 @@ pub mod websocket;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use browser::Browser;
 pub use client::{Response, get, get_h2, request};
 pub use process::Running;
 

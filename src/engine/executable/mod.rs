@@ -164,7 +164,9 @@ impl Shared {
         let component = &self.component;
         if let Some(ended) = ended {
             let message = format!("{component} {} while it had this event", ended.how);
-            return Failure::new(FailureKind::Gone, message).with_traceback(ended.last_words);
+            let mut failure = Failure::new(FailureKind::Gone, message);
+            failure.traceback = Some(ended.last_words).filter(|words| !words.is_empty());
+            return failure;
         }
         let kind = match error {
             SendError::RequestBody(_) => FailureKind::BadEvent,

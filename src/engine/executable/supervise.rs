@@ -343,7 +343,7 @@ impl Supervisor {
     fn up(&mut self, listening: Listening) {
         let running = Running::new(listening, &self.conditions);
         let run = Arc::clone(&running.run);
-        tracing::info!(component = self.conditions.component, address = %run.upstream.address(), "started again");
+        tracing::info!(component = self.conditions.component, address = %run.upstream.address(), "started");
         self.running = Some(running);
         self.publish.send_replace(State::Up(run));
     }

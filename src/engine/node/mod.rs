@@ -14,8 +14,8 @@
 //! The default export may be a promise of any of these.
 //!
 //! There is one process in either case: what was loaded to be looked at is what serves. Programs with `fetch` get as
-//! many processes as there are processors; those that listen have one, as when started by hand, and are treated as
-//! any [executable](super::executable) is, restarts included.
+//! many processes as there are processors; those that listen have one, as when started by hand, unless the manifest says
+//! more, and are treated as any [executable](super::executable) is, restarts included.
 //!
 //! Network messages go to the method `message` beside `fetch` (`export default { fetch, message }`, or
 //! `export function message`): it is called with the message, which is JSON, as a value, and what it returns is the

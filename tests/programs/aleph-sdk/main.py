@@ -1,6 +1,8 @@
 """A program for the network's own SDK: its wrapper around an ASGI application, its cache and its remote account, all of
 which reach the host through the guest API."""
 
+import json
+
 from aleph.sdk.chains.remote import RemoteAccount
 from aleph.sdk.vm.app import AlephApp
 from aleph.sdk.vm.cache import VmCache
@@ -38,4 +40,4 @@ async def account():
 
 @app.event(filters=[])
 async def on_message(event):
-    return {"seen": event["item_hash"]}
+    return {"seen": json.loads(event["body"])["item_hash"]}

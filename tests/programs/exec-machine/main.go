@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -25,7 +26,8 @@ func main() {
 		signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
 	}
 	routes := map[string]func(http.ResponseWriter, *http.Request) error{
-		"/read": read, "/link": link, "/write": write, "/fetch": fetch, "/kill": kill, "/hold": hold, "/time": now,
+		"/read": read, "/link": link, "/write": write, "/fetch": fetch, "/kill": kill, "/hold": hold, "/holding": count, "/time": now,
+		"/size": size,
 	}
 	for path, route := range routes {
 		http.HandleFunc(path, told(route))
@@ -100,9 +102,28 @@ func kill(w http.ResponseWriter, r *http.Request) error {
 	return syscall.Kill(1, syscall.Signal(number))
 }
 
+var holding atomic.Int32
+
 // Never answers.
 func hold(w http.ResponseWriter, r *http.Request) error {
+	holding.Add(1)
 	select {}
+}
+
+// How many requests are never answered.
+func count(w http.ResponseWriter, r *http.Request) error {
+	fmt.Fprint(w, holding.Load())
+	return nil
+}
+
+// The size of the file system that a path is on, in bytes.
+func size(w http.ResponseWriter, r *http.Request) error {
+	var found syscall.Statfs_t
+	if err := syscall.Statfs(r.FormValue("path"), &found); err != nil {
+		return err
+	}
+	fmt.Fprint(w, found.Blocks*uint64(found.Bsize))
+	return nil
 }
 
 // The machine's clock, in milliseconds since 1970.

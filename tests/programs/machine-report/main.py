@@ -102,6 +102,20 @@ def eat(query):
         eaten.append(os.urandom(1 << 20))
 
 
+def on_terminals(query):
+    """Processes by their terminals: `ttyS0` is device 4, 64."""
+    found = {}
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            name, fields = read(f"/proc/{process}/stat").split(" (", 1)[1].rsplit(") ", 1)
+        except (OSError, IndexError):
+            continue
+        terminal = int(fields.split()[4])
+        if terminal:
+            found[name] = [os.major(terminal), os.minor(terminal)]
+    return found
+
+
 def zombies(query):
     found = []
     for process in filter(str.isdigit, os.listdir("/proc")):
@@ -132,5 +146,6 @@ ROUTES = {
     "/init-time": init_time,
     "/eat": eat,
     "/mode": mode,
+    "/on-terminals": on_terminals,
     "/zombies": zombies,
 }

@@ -7,7 +7,9 @@ async function build() {
   const app = fastify({ logger: false });
   const words = new Map([["init", "the first process"]]);
 
-  app.addHook("onSend", async (request, reply) => reply.header("x-served-by", "fastify"));
+  app.addHook("onSend", async (request, reply) => {
+    reply.header("x-served-by", "fastify");
+  });
 
   app.get("/", async () => ({ hello: "fastify" }));
 

@@ -1,13 +1,12 @@
 //! The body of a request under a limit: refused at once where its length is announced, broken off where it is not.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::Request;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio_util::sync::CancellationToken;
 
 use crate::event::{Body, BodyError};
 
@@ -18,15 +17,8 @@ pub struct Limited {
     passed: Passed,
 }
 
-/// Whether the limit was passed.
-#[derive(Clone, Default)]
-pub struct Passed(Arc<AtomicBool>);
-
-impl Passed {
-    pub fn is_passed(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+/// Whether the limit was passed: cancelled if so.
+pub type Passed = CancellationToken;
 
 impl Limited {
     /// Puts the request's body under `limit` bytes.
@@ -39,7 +31,7 @@ impl Limited {
         if size.lower() > limit {
             return Err(());
         }
-        let passed = Passed::default();
+        let passed = Passed::new();
         // One that is known to be small enough goes on as it is.
         if size.upper().is_some_and(|upper| upper <= limit) {
             return Ok((request, passed));
@@ -67,7 +59,7 @@ impl HttpBody for Limited {
             match self.left.checked_sub(data.len() as u64) {
                 Some(left) => self.left = left,
                 None => {
-                    self.passed.0.store(true, Ordering::Relaxed);
+                    self.passed.cancel();
                     return Poll::Ready(Some(Err("the body is larger than its limit".into())));
                 }
             }

@@ -144,22 +144,26 @@ impl Middleware {
             },
             None => (request, None),
         };
-        let reply = next(request);
-        let response = match self.timeout {
-            Some(limit) => match tokio::time::timeout(limit, reply).await {
-                Ok(response) => response,
-                Err(_) => {
-                    let message = format!("no reply within the {} s of [http] timeout", limit.as_secs_f64());
-                    self.failed(Failure::new(FailureKind::Timeout, message))
-                }
+        let reply = self.timed(next(request));
+        match passed {
+            // Whatever the program would make of a body that breaks off, this is why it does.
+            Some((limit, passed)) => tokio::select! {
+                biased;
+                () = passed.cancelled() => self.too_large(limit),
+                response = reply => response,
             },
             None => reply.await,
-        };
-        match passed {
-            // Whatever the program made of a body that broke off, this is why it did.
-            Some((limit, passed)) if passed.is_passed() => self.too_large(limit),
-            _ => response,
         }
+    }
+
+    async fn timed(&self, reply: impl Future<Output = Response<Body>>) -> Response<Body> {
+        let Some(limit) = self.timeout else {
+            return reply.await;
+        };
+        tokio::time::timeout(limit, reply).await.unwrap_or_else(|_| {
+            let message = format!("no reply within the {} s of [http] timeout", limit.as_secs_f64());
+            self.failed(Failure::new(FailureKind::Timeout, message))
+        })
     }
 
     fn too_large(&self, limit: u64) -> Response<Body> {

@@ -29,7 +29,8 @@ class IncomingHandler(exports.IncomingHandler):
 
 def read(request: IncomingRequest) -> bytes:
     pieces = []
-    with request.consume().stream() as stream:
+    # A stream is a child of its body: it has to go first.
+    with request.consume() as body, body.stream() as stream:
         while True:
             try:
                 pieces.append(stream.blocking_read(64 * 1024))

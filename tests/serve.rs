@@ -86,7 +86,7 @@ async fn as_pid_1_of_a_container_it_reaps_orphans() {
         .unwrap()
         .to_owned();
     let json = async |path: &str| crate::support::get(&address, path).await.json();
-    let orphans = json("/orphans?count=50").await;
+    let orphans = json("/orphans?count=200").await;
     assert!(orphans["seconds"].is_number(), "{orphans}");
     let deadline = std::time::Instant::now() + crate::support::PATIENCE;
     while json("/zombies").await != serde_json::json!([]) {

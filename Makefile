@@ -10,12 +10,14 @@ POLYINIT := target/$(TRIPLE)/release/polyinit
 IMAGES := target/images
 PACKAGES := target/packages
 
-.PHONY: help build demo test lint bench bench-wasm setup guests vm images clean
+.PHONY: help build demo test lint bench bench-wasm bench-node bench-proxy setup guests vm images clean
 
 help:
 	@echo "make demo    boot a microVM and send one event each to Python, Node, Go, Rust and a message handler"
 	@echo "make test    run everything, microVM included"
 	@echo "make bench   measure; TODAY=init1.py measures the guest of that file beside it"
+	@echo "make bench-node  measure Node programs beside node:http and Fastify"
+	@echo "make bench-proxy measure executables directly, and behind polyinit and nginx"
 	@echo "make bench-wasm  measure the WebAssembly engine beside wasmtime serve"
 	@echo "make build   build $(POLYINIT), statically linked"
 	@echo "make lint    cargo fmt and cargo clippy"
@@ -57,6 +59,12 @@ lint:
 
 bench: build guests
 	bench/run $(POLYINIT) $(if $(TODAY),--today $(TODAY))
+
+bench-node: build guests
+	bench/node $(POLYINIT)
+
+bench-proxy: build guests
+	bench/proxy $(POLYINIT)
 
 bench-wasm: build guests
 	bench/wasm $(POLYINIT)

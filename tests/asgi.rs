@@ -68,7 +68,9 @@ async fn headers_keep_their_order_and_repetitions() {
 async fn bodies_come_in_messages() {
     let app = start();
     assert_eq!(app.get("/counts").await.json(), json!([0, 1]));
-    assert_eq!(app.post("/counts", "12345").await.json(), json!([5, 1]));
+    // In one, or with an empty one behind it that says that it was the last.
+    let short = app.post("/counts", "12345").await.json();
+    assert!(short == json!([5, 1]) || short == json!([5, 2]), "{short}");
     let large = app.post("/counts", vec![0; 2_000_000]).await.json();
     assert_eq!(large[0], 2_000_000);
     assert!(large[1].as_u64().unwrap() > 1);

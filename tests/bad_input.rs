@@ -47,7 +47,11 @@ fn an_entrypoint_that_is_not_there() {
     );
     says(
         &refused(program("asgi-no-app"), &[]),
-        &["no ASGI application", "entrypoint"],
+        &[
+            "nothing to run under the names app",
+            "it has: my_service",
+            "entrypoint: main:NAME",
+        ],
     );
 }
 

@@ -17,7 +17,7 @@ async def app(scope, receive, send):
         return
     print('seen', scope['path'], flush=True)
     if scope['path'] == '/fail':
-        raise ValueError('no such luck')
+        raise ValueError('no such <luck>')
     await send({'type': 'http.response.start', 'status': 201})
     await send({'type': 'http.response.body', 'body': b'12345'})
 ";
@@ -32,7 +32,7 @@ async fn tells_what_there_is_and_what_has_happened() {
     let app = Served::start(folder.path(), &[]);
     app.get("/a?b=c").await;
     app.get("/fail").await;
-    app.wait_for("no such luck");
+    app.wait_for("no such <luck>");
     // What a program prints comes on its own way.
     let deadline = Instant::now() + PATIENCE;
     let state = loop {
@@ -55,7 +55,7 @@ async fn tells_what_there_is_and_what_has_happened() {
     let [head, whole] = ["head_ms", "whole_ms"].map(|name| first[name].as_f64().unwrap());
     assert!(0.0 < head && head <= whole, "{first}");
     assert_eq!(requests[1]["status"], 500);
-    assert!(requests[1]["error"].as_str().unwrap().contains("no such luck"));
+    assert!(requests[1]["error"].as_str().unwrap().contains("no such <luck>"));
     let boot = state["boot"].to_string();
     for stage in ["program read", " ready\"", "serving"] {
         assert!(boot.contains(stage), "{boot}");
@@ -153,14 +153,14 @@ async fn the_page_shows_it_in_a_browser() {
         "class=\"on\">live<",
     ];
     browser.wait_for(&shown).await;
-    // What happens while somebody looks, with nothing of it taken for markup.
-    app.get("/now?<b>").await;
+    // What happens while somebody looks.
+    app.get("/now?x").await;
     browser.wait_for(&["GET /now?", "seen /now"]).await;
-    // A request opens, and shows what was logged for it and no other.
+    // A request opens, and shows what was logged for it and no other; nothing of it is taken for markup.
     let failed =
         "[...document.querySelectorAll('tr.row')].find((row) => row.textContent.includes('/fail')).click(); ''";
     browser.ask(failed).await;
-    browser.wait_for(&["no such luck</pre>"]).await;
+    browser.wait_for(&["no such &lt;luck&gt;</pre>"]).await;
     let details = browser.ask("document.querySelector('td[colspan]').innerText").await;
     assert!(
         details.contains("seen /fail") && !details.contains("seen /asked-before"),

@@ -120,7 +120,7 @@ fn check_tells_every_mistake_at_once() {
     let file = format!("{path}/polyinit.toml");
     let expected = format!(
         "error: {file}:2:1: unknown key `suorce`\n  2 | suorce = \"x\"\n    | ^^^^^^\n  did you mean `source`?\n\
-         error: {file}:3:12: this is an integer, and must be true or false\n  3 | messages = 1\n    |            ^\n"
+         error: {file}:3:12: this is an integer, and must be true or false or an array\n  3 | messages = 1\n    |            ^\n"
     );
     assert_eq!(errors, expected);
     let (code, json, errors) = polyinit(&["check", path, "--json"]);

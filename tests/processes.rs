@@ -386,7 +386,10 @@ fn bad_values_are_told_where_they_stand() {
         ("memory = \"64 MB of it\"", "\"64 MB of it\" is no size"),
         ("memory = 5", "3:10: is too little for any process"),
         ("cpu = 0", "3:7: must be a number of processors"),
-        ("rlimits = { files = 1 }", "did you mean"),
+        (
+            "rlimits = { files = 1 }",
+            "unknown variant `files`, expected one of `as`",
+        ),
         ("no_new_privs = \"no\"", "3:16"),
         (
             "workers = 2\nenvironment = { PORT = \"8080\" }",

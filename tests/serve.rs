@@ -86,7 +86,8 @@ async fn as_pid_1_of_a_container_it_reaps_orphans() {
         .unwrap()
         .to_owned();
     let json = async |path: &str| crate::support::get(&address, path).await.json();
-    assert_eq!(json("/orphans?count=50").await, 50);
+    let orphans = json("/orphans?count=200").await;
+    assert!(orphans["seconds"].is_number(), "{orphans}");
     let deadline = std::time::Instant::now() + crate::support::PATIENCE;
     while json("/zombies").await != serde_json::json!([]) {
         assert!(std::time::Instant::now() < deadline, "orphans stay zombies");

@@ -33,8 +33,12 @@ Examples:
   polyinit invoke ./shop --method POST --path /api/orders --body '{\"lamp\": 1}'
   polyinit invoke ./shop --message message.json --json
 
-Exit codes: 0 for a reply below 400 (or a value), 4 for a 4xx, 5 for a 5xx and for an event that fails, 1 where the
-program can't be started, 2 where the command line is not understood.")]
+Exit codes:
+  0  a reply below 400, or a value
+  1  the program can't be started
+  2  the command line is not understood
+  4  a 4xx
+  5  a 5xx, or an event that fails")]
 pub struct Invoke {
     #[command(flatten)]
     program: ProgramArguments,

@@ -141,7 +141,12 @@ impl Lookout {
                 listener: Some(listener),
             }),
             Ok(Err(error)) => Err(blind(name, &error)),
-            Err(_) => Err(self.in_vain(&process, name)),
+            Err(_) => {
+                let error = self.in_vain(&process, name);
+                // How it ends does not matter, but that it has: nothing of it is left when this is told.
+                let _ = process.stop(Duration::ZERO).await;
+                Err(error)
+            }
         }
     }
 

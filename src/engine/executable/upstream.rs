@@ -162,7 +162,11 @@ impl Upstream {
                     return Ok(self.pass_on(connection, reply).await);
                 }
                 Err(mut error) => match error.take_message().or(spare) {
-                    Some(again) if is_closed(error.error()) => (request, spare, is_again) = (again, None, true),
+                    Some(again) if is_closed(error.error()) => {
+                        is_again = true;
+                        // Should this be the program's end, it may be reached once more before it stops to listen.
+                        (request, spare) = spare_of(again);
+                    }
                     _ => return Err(SendError::from(error.into_error())),
                 },
             }

@@ -645,7 +645,17 @@ async fn pump(channel: Arc<Channel>, stream: u32, mut body: Body, window: Arc<Se
                 Ok(permits) => permits.forget(),
                 Err(_) => return,
             }
-            channel.send(|out| frame::put(out, Kind::Piece, stream, &piece));
+            // Where the end is known already it goes with the last piece.
+            let last = data.is_empty() && body.is_end_stream();
+            channel.send(|out| {
+                frame::put(out, Kind::Piece, stream, &piece);
+                if last {
+                    frame::put(out, Kind::End, stream, b"");
+                }
+            });
+            if last {
+                return;
+            }
         }
     }
     channel.send(|out| frame::put(out, Kind::End, stream, b""));

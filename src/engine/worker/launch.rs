@@ -100,6 +100,7 @@ pub async fn launch(
         }
         Err(_) => {
             let words = interpreter.process.tail().text();
+            let _ = interpreter.process.stop(Duration::ZERO).await;
             let seconds = limit.as_secs_f64();
             Err(StartError::new(format!("{name}: the program was not ready within {seconds} s")).with_traceback(words))
         }

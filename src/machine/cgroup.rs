@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! /sys/fs/cgroup            init and the kernel's threads
-//! /sys/fs/cgroup/programs   memory.max: the machine's memory less the reserve; pids.max: most of its process numbers
+//! /sys/fs/cgroup/programs   memory.max: what memory is free at boot less the reserve; pids.max: most of its process numbers
 //! .../programs/NAME.N       one program; its own limits, if it has any
 //! ```
 //!
@@ -80,7 +80,7 @@ impl Programs {
     /// # Errors
     /// Where the machine has no cgroup2, or lets nobody make groups: programs then run without limits.
     pub fn prepare(reserve: Option<u64>) -> Result<Self, CgroupError> {
-        Self::prepare_in(Path::new(HIERARCHY), memory_total(), reserve)
+        Self::prepare_in(Path::new(HIERARCHY), memory_available(), reserve)
     }
 
     fn prepare_in(root: &Path, memory: Option<u64>, reserve: Option<u64>) -> Result<Self, CgroupError> {
@@ -249,10 +249,12 @@ fn delegate(group: &Path) {
     }
 }
 
-/// The memory that the kernel manages, in bytes (`MemTotal` of proc_meminfo(5)).
-fn memory_total() -> Option<u64> {
+/// The memory that is there to be had now, in bytes (`MemAvailable` of proc_meminfo(5)): not all of it, since what the
+/// kernel holds already can't be given to programs, and a limit above what there is would never be met before the whole
+/// machine is out of memory and some other program has to go.
+fn memory_available() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes << 10)
 }
@@ -289,6 +291,6 @@ mod tests {
 
     #[test]
     fn this_machines_memory_is_told() {
-        assert!(memory_total().expect("/proc/meminfo") > 1 << 20);
+        assert!(memory_available().expect("/proc/meminfo") > 1 << 20);
     }
 }

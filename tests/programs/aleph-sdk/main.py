@@ -38,6 +38,6 @@ async def account():
     return await account.sign_message(message)
 
 
-@app.event(filters=[])
+@app.event(filters=[{"type": "POST"}])
 async def on_message(event):
     return {"seen": json.loads(event["body"])["item_hash"]}

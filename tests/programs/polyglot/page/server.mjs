@@ -1,5 +1,6 @@
 // The shop's pages, rendered here of what the API knows: the API is another component, in another language.
 
+import { randomUUID } from "node:crypto";
 import http from "node:http";
 
 /** The API's answer, over the socket that leads to the other components. */
@@ -41,7 +42,7 @@ const html = (text, status = 200) => new Response(text, { status, headers: { "co
 
 export default {
   async fetch(request) {
-    const id = request.headers.get("x-request-id") ?? crypto.randomUUID();
+    const id = request.headers.get("x-request-id") ?? randomUUID();
     const { pathname } = new URL(request.url);
     const [, wanted] = pathname.match(/^\/product\/([a-z]+)$/) ?? [];
     if (wanted) {

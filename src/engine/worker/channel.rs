@@ -9,21 +9,19 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::Request;
 use http::request::Parts;
-use http_body::{Body as HttpBody, Frame as BodyFrame};
-use http_body_util::BodyExt;
+use http_body::Frame as BodyFrame;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::frame::{self, Frame, FrameError, Kind, PIECE, TELL, WINDOW};
+use super::body::{Pieces, pump};
+use super::frame::{self, Frame, FrameError, Kind, PIECE, WINDOW};
 use super::socket::Socket;
 use super::{Fault, Language, ReplyHead, websocket};
 use crate::event::{Body, BodyError, Context, Event, Failure, FailureKind, Input, Reply};
@@ -364,7 +362,7 @@ impl Channel {
         }
     }
 
-    fn send(&self, write: impl FnOnce(&mut BytesMut)) {
+    pub(super) fn send(&self, write: impl FnOnce(&mut BytesMut)) {
         let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
         let was_empty = outgoing.is_empty();
         write(&mut outgoing);
@@ -516,14 +514,7 @@ impl Channel {
         if let State::Waiting(waiting) | State::Connecting { waiting, .. } =
             std::mem::replace(&mut stream.state, streaming)
         {
-            *response.body_mut() = Body::stream(Pieces {
-                channel: self.clone(),
-                stream: id,
-                receiver,
-                untaken,
-                taken: 0,
-                ended: false,
-            });
+            *response.body_mut() = Body::stream(Pieces::new(self.clone(), id, receiver, untaken));
             drop(streams);
             let _ = waiting.send(Ok(Reply::Http(response)));
         }
@@ -631,36 +622,6 @@ fn fail(mut stream: Stream, failure: Failure) {
     }
 }
 
-/// Sends a request's body, as fast as the worker takes it.
-async fn pump(channel: Arc<Channel>, stream: u32, mut body: Body, window: Arc<Semaphore>) {
-    while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else {
-            // The client is gone in the middle of its request: to the program, a disconnect.
-            return channel.send(|out| frame::put(out, Kind::Cancel, stream, b""));
-        };
-        let Ok(mut data) = frame.into_data() else { continue };
-        while !data.is_empty() {
-            let piece = data.split_to(data.len().min(PIECE));
-            match window.acquire_many(piece.len() as u32).await {
-                Ok(permits) => permits.forget(),
-                Err(_) => return,
-            }
-            // Where the end is known already it goes with the last piece.
-            let last = data.is_empty() && body.is_end_stream();
-            channel.send(|out| {
-                frame::put(out, Kind::Piece, stream, &piece);
-                if last {
-                    frame::put(out, Kind::End, stream, b"");
-                }
-            });
-            if last {
-                return;
-            }
-        }
-    }
-    channel.send(|out| frame::put(out, Kind::End, stream, b""));
-}
-
 /// Cancels an event unless its reply came.
 struct Pending<'a> {
     channel: &'a Arc<Channel>,
@@ -680,61 +641,5 @@ impl<'a> Pending<'a> {
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         self.channel.cancel(self.stream);
-    }
-}
-
-/// The body of a reply that comes in pieces.
-struct Pieces {
-    channel: Arc<Channel>,
-    stream: u32,
-    receiver: mpsc::UnboundedReceiver<Result<BodyFrame<Bytes>, BodyError>>,
-    untaken: Arc<AtomicUsize>,
-    /// Bytes that were taken, and that the worker has not been told of yet.
-    taken: usize,
-    ended: bool,
-}
-
-impl HttpBody for Pieces {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut task::Context<'_>,
-    ) -> Poll<Option<Result<BodyFrame<Bytes>, BodyError>>> {
-        match std::task::ready!(self.receiver.poll_recv(cx)) {
-            Some(Ok(part)) => {
-                if let Some(piece) = part.data_ref() {
-                    let length = piece.len();
-                    self.untaken.fetch_sub(length, Ordering::Relaxed);
-                    self.taken += length;
-                    if self.taken >= TELL {
-                        let taken = (std::mem::take(&mut self.taken) as u32).to_le_bytes();
-                        self.channel.tell_of(self.stream, Kind::Taken, &taken);
-                    }
-                }
-                Poll::Ready(Some(Ok(part)))
-            }
-            Some(Err(error)) => {
-                self.ended = true;
-                Poll::Ready(Some(Err(error)))
-            }
-            None => {
-                self.ended = true;
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
-    }
-}
-
-impl Drop for Pieces {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.channel.cancel(self.stream);
-        }
     }
 }

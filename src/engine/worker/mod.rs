@@ -8,6 +8,7 @@
 //! processors (two at least) once events come at the same time. A worker that is busy without giving a sign of life,
 //! because its program blocks, gets no more events until it does.
 
+mod body;
 mod channel;
 mod frame;
 mod launch;

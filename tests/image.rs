@@ -557,7 +557,7 @@ fn the_debian_image_is_the_same_every_time_and_holds_what_programs_need() {
     for present in [
         "/usr/bin/python3.11",
         "/usr/bin/node",
-        "/usr/lib/python3/dist-packages/fastapi/__pycache__/applications.cpython-311.pyc",
+        "/opt/aleph/libs/fastapi/__pycache__/applications.cpython-311.pyc",
         "/usr/lib/python3.11/asyncio/__pycache__/base_events.cpython-311.pyc",
         "/etc/ssl/certs/ca-certificates.crt",
         "/usr/share/zoneinfo/Europe/Paris",
@@ -576,8 +576,10 @@ fn the_debian_image_is_the_same_every_time_and_holds_what_programs_need() {
         assert!(!paths.contains(&Path::new(absent)), "{absent} is there");
     }
     let count = |extension: &str| {
-        let is_module =
-            |path: &&&Path| path.starts_with("/usr/lib/python3") && path.extension() == Some(extension.as_ref());
+        let is_module = |path: &&&Path| {
+            let of_python = ["/usr/lib/python3", "/usr/lib/python3.11", "/opt/aleph/libs"];
+            of_python.iter().any(|folder| path.starts_with(folder)) && path.extension() == Some(extension.as_ref())
+        };
         paths.iter().filter(is_module).count()
     };
     assert_eq!(count("pyc"), count("py"), "every module has its bytecode");

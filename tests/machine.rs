@@ -257,12 +257,10 @@ async fn a_clock_that_stood_still_is_put_right() {
     machine.halt();
 }
 
-/// The smallest machine of the network: 128 MiB and one processor, with a distribution's kernel, which leaves 100.
-#[tokio::test]
-async fn the_smallest_machine_runs_fastapi_and_a_component_and_survives_a_glutton() {
-    let folder = tempfile::tempdir().unwrap();
+/// A program of those components; the Wasm one has its code beside it.
+fn composed(folder: &Path, manifest: &str) {
     let copy = |from: &Path, to: &str| {
-        let to = folder.path().join(to);
+        let to = folder.join(to);
         let copied = Command::new("cp").arg("-r").arg(from).arg(&to).status().unwrap();
         assert!(copied.success());
         to
@@ -272,6 +270,30 @@ async fn the_smallest_machine_runs_fastapi_and_a_component_and_survives_a_glutto
     let module = copy(&built("rust-http.wasm"), "hello.wasm");
     let (status, output) = Running::start(&["compile", module.to_str().unwrap()]).end();
     assert_eq!(status.code(), Some(0), "{output}");
+    std::fs::write(folder.join("polyinit.toml"), manifest).unwrap();
+}
+
+/// The smallest machine of the network: 128 MiB and one processor, with a distribution's kernel, which leaves 100.
+#[tokio::test]
+async fn the_smallest_machine_runs_fastapi_and_a_component() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = r#"
+        [components.notes]
+        source = "notes"
+        [components.hello]
+        source = "hello.wasm"
+        routes = ["/headers"]
+    "#;
+    composed(folder.path(), manifest);
+    let machine = Machine::boot(&image("debian-12"), folder.path(), &["--memory", "128", "--cpus", "1"]);
+    assert_eq!(machine.get("/").await.status, 200);
+    assert_eq!(machine.get("/headers").await.status, 200);
+    machine.halt();
+}
+
+#[tokio::test]
+async fn a_glutton_is_ended_and_started_again_and_its_siblings_live() {
+    let folder = tempfile::tempdir().unwrap();
     let manifest = r#"
         [components.notes]
         source = "notes"
@@ -283,8 +305,8 @@ async fn the_smallest_machine_runs_fastapi_and_a_component_and_survives_a_glutto
         source = "hello.wasm"
         routes = ["/headers"]
     "#;
-    std::fs::write(folder.path().join("polyinit.toml"), manifest).unwrap();
-    let machine = Machine::boot(&image("debian-12"), folder.path(), &["--memory", "128", "--cpus", "1"]);
+    composed(folder.path(), manifest);
+    let machine = Machine::boot(&image("debian-12"), folder.path(), &["--memory", "256", "--cpus", "1"]);
     assert_eq!(machine.get("/").await.status, 200);
     assert_eq!(machine.get("/headers").await.status, 200);
 

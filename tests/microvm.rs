@@ -255,7 +255,7 @@ async fn the_hosts_data_is_in_data_and_its_owners_shell_on_the_console() {
             folder.path().to_str().unwrap(),
             "--net",
             "--append",
-            "polyinit.root_size=64M",
+            "polyinit.root_size=64M polyinit.mtu=1400 polyinit.login=ttyS0",
         ],
     );
     assert_eq!(machine.json("/show?path=/data/input.txt").await, "from the host");

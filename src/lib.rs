@@ -8,7 +8,8 @@
 //! ```
 //!
 //! - [`event`], [`wire`] and [`report`] know nobody.
-//! - [`program`] is what the user brings; [`engine`] runs it; [`router`] chooses the component; [`intake`] takes events.
+//! - [`program`] is what the user brings; [`engine`] runs it; [`router`] chooses the component; [`intake`] takes events,
+//!   and [`schedule`] makes those that a program asks for at certain times.
 //! - [`machine`] does PID 1's duties and knows nothing of events.
 //! - [`console`] shows a developer what happens, where it is asked to.
 //! - [`init`] and [`cli`] put the pieces together. [`host`] is the other side, for development and tests.

@@ -5,6 +5,7 @@
 mod account;
 mod cgroup;
 mod confine;
+mod session;
 
 use std::ffi::OsString;
 use std::io;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
@@ -31,6 +32,8 @@ use crate::program::limits::Size;
 use account::Accounts;
 
 pub use confine::Confinement;
+pub use session::members;
+use session::{Kin, kill_session, kin};
 
 /// How long the last output of a program that has ended may take to arrive. It is in the pipe already, unless a child
 /// that left the session still holds the other end.
@@ -414,77 +417,6 @@ fn close_on_exec_from(first: nix::libc::c_uint) {
     };
 }
 
-/// Kills what is in the session that `leader` leads or led, and what those started in sessions of their own.
-fn kill_session(leader: Pid) {
-    // Who belongs to it can only be told while the parents live.
-    let kin = kin(leader);
-    // One system call for the usual case; then those that have process groups of their own.
-    let _ = killpg(leader, Signal::SIGKILL);
-    kin.iter().for_each(Kin::kill);
-}
-
-/// The living processes of the session that `leader` leads or led, and what those started in sessions of their own.
-/// One that is dead and not yet reaped is none; one that left the session and whose parent has ended can't be told.
-pub fn members(leader: Pid) -> Vec<Pid> {
-    kin(leader).into_iter().map(|member| Pid::from_raw(member.id)).collect()
-}
-
-fn kin(leader: Pid) -> Vec<Kin> {
-    let Ok(processes) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let (mut members, mut others): (Vec<_>, Vec<_>) = processes
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(Kin::of)
-        .partition(|process| process.session == leader.as_raw());
-    let mut seen = 0;
-    while let Some(parent) = members.get(seen).map(|member| member.id) {
-        members.extend(others.extract_if(.., |other| other.parent == parent));
-        seen += 1;
-    }
-    members
-}
-
-/// Whom a living process belongs to, by `/proc/<pid>/stat` (proc_pid_stat(5)).
-#[derive(Debug, PartialEq, Eq)]
-struct Kin {
-    id: i32,
-    parent: i32,
-    session: i32,
-}
-
-impl Kin {
-    fn of(id: i32) -> Option<Self> {
-        Self::parse(id, &std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
-    }
-
-    /// Whether the process still lives, rather than another one that got its id.
-    fn is_alive(&self) -> bool {
-        Self::of(self.id).is_some_and(|now| now.session == self.session)
-    }
-
-    fn kill(&self) {
-        if self.is_alive() {
-            // ESRCH: it has ended between the look and the call.
-            let _ = kill(Pid::from_raw(self.id), Signal::SIGKILL);
-        }
-    }
-
-    fn parse(id: i32, stat: &str) -> Option<Self> {
-        // "12 (a name) of (any kind)) S 1 12 12 ...": state, parent, process group, session.
-        let (_, fields) = stat.rsplit_once(") ")?;
-        let mut fields = fields.split(' ');
-        if matches!(fields.next()?, "Z" | "X") {
-            return None;
-        }
-        Some(Self {
-            id,
-            parent: fields.next()?.parse().ok()?,
-            session: fields.nth(1)?.parse().ok()?,
-        })
-    }
-}
-
 /// Work for the thread that all children are born on.
 type Birth = Box<dyn FnOnce() + Send>;
 
@@ -680,17 +612,5 @@ mod tests {
         let (mut process, all) = start().await;
         process.stop(Duration::from_millis(50)).await.unwrap();
         until("both are gone", || !all.iter().any(Kin::is_alive)).await;
-    }
-
-    #[test]
-    fn reads_the_session() {
-        let kin = Kin {
-            id: 7,
-            parent: 1,
-            session: 6,
-        };
-        assert_eq!(Kin::parse(7, "7 (a) b) S) S 1 5 6 0 -1"), Some(kin));
-        assert_eq!(Kin::parse(7, "7 (sh) Z 1 5 6 0 -1"), None);
-        assert_eq!(Kin::parse(7, ""), None);
     }
 }

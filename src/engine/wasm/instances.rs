@@ -1,8 +1,8 @@
 //! Instances between events: made ahead while nobody waits, and kept for the next event where the program allows it.
 //!
 //! ```text
-//! event -> place (one that stands ready, or an empty one) -> proxy, service, message -> give_back -> ready again, or
-//!                                                                                   dropped, and another made ahead
+//! event -> place (one that stands ready, or an empty one) -> proxy, service, message -> settle -> ready again, or
+//!                                                                                dropped, and another made ahead
 //! ```
 //!
 //! Most of what a fresh instance costs (memory brought back to its first state, the store, the component's start) then
@@ -14,10 +14,10 @@ use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
-use super::Shared;
 use super::host::ComponentHost;
 use super::log::Log;
 use super::runtime::Reserved;
+use super::{Shared, failure};
 use crate::event::{Context, EventId, Failure};
 
 /// The most instances of one program that are kept for more events.
@@ -147,8 +147,26 @@ impl<T: Template> Instances<T> {
         Ok(place)
     }
 
-    /// Takes back the place of an event that ended well.
-    pub(super) fn give_back(self: &Arc<Self>, shared: &Arc<Shared>, mut place: Place<T::Guest>) {
+    /// Takes back the place of an event that ended well; says what was wrong with one that did not.
+    ///
+    /// # Errors
+    /// As [`failure::ended`].
+    pub(super) fn settle(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        place: Place<T::Guest>,
+        handled: wasmtime::Result<()>,
+    ) -> Result<(), Failure> {
+        match handled {
+            Ok(()) => {
+                self.give_back(shared, place);
+                Ok(())
+            }
+            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused(), shared.fuel),
+        }
+    }
+
+    fn give_back(self: &Arc<Self>, shared: &Arc<Shared>, mut place: Place<T::Guest>) {
         place.events = place.events.saturating_add(1);
         if place.events < self.reuse && !shared.is_stopped() {
             if let Some(reserved) = shared.runtime.reserve(shared.memories) {

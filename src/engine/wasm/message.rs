@@ -76,15 +76,9 @@ pub(super) async fn message(
             let (answer,) = guest.0.call_async(store, (WitMessage { body },)).await?;
             wasmtime::error::Ok(answer)
         };
-        match handled.await {
-            Ok(answer) => {
-                instances.give_back(&shared, place);
-                // Nobody to take it: the run was given up.
-                let _ = answer_sender.send(answer);
-                Ok(())
-            }
-            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused(), shared.fuel),
-        }
+        // Nobody to take it: the run was given up.
+        let handled = handled.await.map(|answer| drop(answer_sender.send(answer)));
+        instances.settle(&shared, place, handled)
     });
     Run::new(terms, guest).await?;
     match answer.try_recv() {

@@ -50,13 +50,8 @@ pub(super) async fn http(
                 .call_handle(store, request, out)
                 .await
         };
-        match handled.await {
-            Ok(()) => {
-                instances.give_back(&shared, place);
-                Ok(())
-            }
-            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused(), shared.fuel),
-        }
+        let handled = handled.await;
+        instances.settle(&shared, place, handled)
     });
     exchange::reply(Run::new(terms, guest), &slot, &log).await
 }

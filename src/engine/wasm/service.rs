@@ -10,11 +10,11 @@ use wasmtime_wasi_http::p3::Request;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody, WasiHttpView as _};
 
+use super::Shared;
 use super::exchange::{self, Slot};
 use super::host::ComponentHost;
 use super::instances::Instances;
 use super::run::Run;
-use super::{Shared, failure};
 use crate::event::{Body, Context, Failure, Reply};
 
 /// Tells the guest how the request's body ended.
@@ -52,13 +52,8 @@ pub(super) async fn http(
                 })
                 .await?
         };
-        match handled.await {
-            Ok(()) => {
-                instances.give_back(&shared, place);
-                Ok(())
-            }
-            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused(), shared.fuel),
-        }
+        let handled = handled.await;
+        instances.settle(&shared, place, handled)
     });
     exchange::reply(Run::new(terms, guest), &slot, &log).await
 }

@@ -37,7 +37,11 @@ pub fn attach(chosen: Option<&Path>) {
     // A machine without a console has nobody to tell.
 }
 
-fn open(terminal: &Path) -> io::Result<File> {
+/// Opens a terminal for reading and writing.
+///
+/// # Errors
+/// Those of open(2).
+pub(super) fn open(terminal: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)

@@ -1,16 +1,16 @@
 //! A shell for root on a terminal of the machine, such as its serial console: for who asks for it in the options, and
 //! sits at the machine's console, which is all the permission that there is to be had.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::libc;
 use tokio::process::{Child, Command};
+
+use super::console;
 
 /// What is started, the first one that the image has.
 const SHELLS: [&str; 3] = ["/bin/bash", "/bin/sh", "/bin/busybox"];
@@ -49,16 +49,8 @@ pub async fn keep_shell(terminal: &Path) -> Result<(), LoginError> {
     }
 }
 
-fn open(terminal: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOCTTY)
-        .open(terminal)
-}
-
 fn start(shell: &str, terminal: &Path) -> io::Result<Child> {
-    let terminal = open(terminal)?;
+    let terminal = console::open(terminal)?;
     let mut command = std::process::Command::new(shell);
     if shell.ends_with("busybox") {
         command.arg("sh");

@@ -2,7 +2,7 @@
 
 use ::http::Request;
 
-use crate::support::{Response, Served, folder_with, request};
+use crate::support::{Served, folder_with, request};
 
 const MANIFEST: &str = "[components.assets]\nengine = \"static\"\nsource = \"public\"\nroutes = [\"/static/*\"]\n";
 
@@ -23,14 +23,6 @@ fn site() -> tempfile::TempDir {
     write("public/docs/index.html", "<h1>docs</h1>");
     write("public/a b.txt", "a b");
     folder
-}
-
-async fn ask(app: &Served, path: &str, headers: &[(&str, &str)]) -> Response {
-    let mut sent = Request::get(path);
-    for (name, value) in headers {
-        sent = sent.header(*name, *value);
-    }
-    request(&app.address, sent, "").await
 }
 
 #[tokio::test]
@@ -88,19 +80,19 @@ async fn ranges_and_what_the_client_has_already() {
     let whole = app.get("/static/app.js").await;
     assert_eq!(whole.text(), "0123456789");
     let value = |name: &str| String::from_utf8(whole.all(name)[0].to_vec()).unwrap();
-    let part = ask(&app, "/static/app.js", &[("range", "bytes=2-4")]).await;
+    let part = app.ask("/static/app.js", &[("range", "bytes=2-4")]).await;
     assert_eq!((part.status, part.text().as_str()), (206, "234"));
     assert_eq!(part.all("content-range"), [b"bytes 2-4/10"]);
-    assert_eq!(ask(&app, "/static/app.js", &[("range", "bytes=20-")]).await.status, 416);
+    assert_eq!(app.ask("/static/app.js", &[("range", "bytes=20-")]).await.status, 416);
     for (name, held) in [
         ("if-none-match", value("etag")),
         ("if-modified-since", value("last-modified")),
     ] {
-        let same = ask(&app, "/static/app.js", &[(name, &held)]).await;
+        let same = app.ask("/static/app.js", &[(name, &held)]).await;
         assert_eq!((same.status, same.body.len()), (304, 0), "{name}");
     }
     std::fs::write(folder.path().join("public/app.js"), "changed").unwrap();
-    let other = ask(&app, "/static/app.js", &[("if-none-match", &value("etag"))]).await;
+    let other = app.ask("/static/app.js", &[("if-none-match", &value("etag"))]).await;
     assert_eq!((other.status, other.text().as_str()), (200, "changed"));
     app.stop();
 }
@@ -114,7 +106,7 @@ async fn what_was_compressed_ahead_goes_to_those_who_take_it() {
         ("gzip, br", &[b"br"], "as brotli"),
         ("identity", &[], "0123456789"),
     ] {
-        let response = ask(&app, "/static/app.js", &[("accept-encoding", accepted)]).await;
+        let response = app.ask("/static/app.js", &[("accept-encoding", accepted)]).await;
         assert_eq!(
             (response.text().as_str(), response.all("content-encoding").as_slice()),
             (content, encoding)

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use ::http::Request;
 
 use crate::manifest::polyinit;
-use crate::support::{Response, Served, folder_with, request};
+use crate::support::{Served, folder_with, request};
 
 const APP: &str = "\
 import asyncio
@@ -33,14 +33,6 @@ fn app(http: &str, arguments: &[&str]) -> (tempfile::TempDir, Served) {
     (folder, app)
 }
 
-async fn ask(app: &Served, path: &str, headers: &[(&str, &str)]) -> Response {
-    let mut sent = Request::get(path);
-    for (name, value) in headers {
-        sent = sent.header(*name, *value);
-    }
-    request(&app.address, sent, "").await
-}
-
 #[tokio::test]
 async fn nothing_is_done_unless_it_is_asked_for() {
     let (_folder, app) = app("", &[]);
@@ -49,7 +41,7 @@ async fn nothing_is_done_unless_it_is_asked_for() {
         ("accept-encoding", "gzip"),
         ("x-request-id", "mine"),
     ];
-    let response = ask(&app, "/long", &headers).await;
+    let response = app.ask("/long", &headers).await;
     assert!(response.text().starts_with("0 mine 0 mine"), "{response:?}");
     for name in [
         "x-request-id",
@@ -65,12 +57,12 @@ async fn nothing_is_done_unless_it_is_asked_for() {
 #[tokio::test]
 async fn request_ids_come_in_or_are_made_and_go_out() {
     let (_folder, app) = app("request_id = true\naccess_log = \"json\"", &[]);
-    let given = ask(&app, "/", &[("x-request-id", "mine-1")]).await;
+    let given = app.ask("/", &[("x-request-id", "mine-1")]).await;
     assert_eq!(
         (given.text().as_str(), given.all("x-request-id")),
         ("0 mine-1 ", vec![&b"mine-1"[..]])
     );
-    let made = ask(&app, "/a?b", &[("x-request-id", "not one")]).await;
+    let made = app.ask("/a?b", &[("x-request-id", "not one")]).await;
     let id = String::from_utf8(made.all("x-request-id")[0].to_vec()).unwrap();
     assert_eq!(made.text(), format!("0 {id} "));
     assert_ne!(id, "not one");
@@ -97,7 +89,7 @@ async fn replies_are_compressed_for_those_who_take_it() {
     let (_folder, app) = app("compression = true", &[]);
     let plain = app.get("/long").await;
     assert!(plain.all("content-encoding").is_empty());
-    let packed = ask(&app, "/long", &[("accept-encoding", "gzip")]).await;
+    let packed = app.ask("/long", &[("accept-encoding", "gzip")]).await;
     assert_eq!(packed.all("content-encoding"), [b"gzip"]);
     assert!(packed.body.len() < plain.body.len() / 10, "{}", packed.body.len());
     let mut text = String::new();
@@ -106,11 +98,11 @@ async fn replies_are_compressed_for_those_who_take_it() {
         .unwrap();
     assert_eq!(text, plain.text());
     for encoding in ["br", "zstd"] {
-        let packed = ask(&app, "/long", &[("accept-encoding", encoding)]).await;
+        let packed = app.ask("/long", &[("accept-encoding", encoding)]).await;
         assert_eq!(packed.all("content-encoding"), [encoding.as_bytes()]);
     }
     // What is a few bytes only grows.
-    let short = ask(&app, "/", &[("accept-encoding", "gzip")]).await;
+    let short = app.ask("/", &[("accept-encoding", "gzip")]).await;
     assert!(short.all("content-encoding").is_empty());
     app.stop();
 }
@@ -151,12 +143,12 @@ async fn pages_of_other_origins() {
     let cors = "cors = { origins = [\"https://a.example\"], credentials = true, expose = [\"x-b\"], max_age = 60 }";
     let (_folder, app) = app(cors, &[]);
     let origin = ("origin", "https://a.example");
-    let allowed = ask(&app, "/", &[origin]).await;
+    let allowed = app.ask("/", &[origin]).await;
     assert_eq!(allowed.status, 200);
     assert_eq!(allowed.all("access-control-allow-origin"), [b"https://a.example"]);
     assert_eq!(allowed.all("access-control-allow-credentials"), [b"true"]);
     assert_eq!(allowed.all("access-control-expose-headers"), [b"x-b"]);
-    let other = ask(&app, "/", &[("origin", "https://b.example")]).await;
+    let other = app.ask("/", &[("origin", "https://b.example")]).await;
     assert!(other.all("access-control-allow-origin").is_empty());
     // The question before a request (Fetch standard, CORS-preflight request) doesn't reach the program.
     let before = Request::options("/slow")

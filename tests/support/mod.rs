@@ -45,6 +45,15 @@ impl Served {
         get(&self.address, path).await
     }
 
+    /// A GET with these headers.
+    pub async fn ask(&self, path: &str, headers: &[(&str, &str)]) -> Response {
+        let mut sent = http::Request::get(path);
+        for (name, value) in headers {
+            sent = sent.header(*name, *value);
+        }
+        request(&self.address, sent, "").await
+    }
+
     pub async fn post(&self, path: &str, body: impl Into<bytes::Bytes>) -> Response {
         let request = http::Request::post(path).header("content-type", "application/json");
         client::send(&self.address, request, body.into()).await

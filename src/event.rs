@@ -8,12 +8,15 @@
 
 mod body;
 mod failure;
+pub mod trace;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use body::{Body, BodyError, CollectError};
 pub use failure::{Failure, FailureKind};
+use trace::Trace;
 
 /// One thing to do: an HTTP request or a network message, and what is known of where it came from.
 #[derive(Debug)]
@@ -49,6 +52,8 @@ pub struct Context {
     pub server: Option<SocketAddr>,
     /// How many components have passed it on: 0 for one from outside.
     pub depth: u8,
+    /// What it can be followed by, where an engine needs it for requests that its guests make.
+    pub trace: Option<Arc<Trace>>,
     /// `http` or `https`, as the client saw it.
     pub scheme: &'static str,
     /// The path with its percent-encoding taken off, where the intake was given it so and decoding the request's
@@ -95,6 +100,7 @@ impl Context {
             client: None,
             server: None,
             depth: 0,
+            trace: None,
             scheme: "http",
             decoded_path: None,
         }

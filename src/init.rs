@@ -28,11 +28,13 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 
 use crate::engine::Settings;
 use crate::guest_api::{self, Bridge};
+use crate::intake::Handler;
 use crate::intake::aleph::{Intake, Limits, Listener};
-use crate::intake::{Handler, http};
+use crate::intake::http::{self, Around, Served, access_log};
 use crate::machine::clock::Resumed;
 use crate::machine::options::Options as MachineOptions;
 use crate::machine::{self, console, power, reaper, root};
+use crate::program::manifest::AccessLog;
 use crate::report;
 use crate::wire;
 use guest::Guest;
@@ -170,29 +172,38 @@ async fn live_in_machine(options: MachineOptions) -> io::Result<()> {
     let mut limits = Limits::default();
     limits.event = options.event_limit.unwrap_or(limits.event);
     let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
-    let intake = Intake::new(guest, limits);
+    let around = guest.around();
+    let intake = Intake::new(guest, limits, around.clone());
     for address in options.http {
-        tokio::spawn(serve_http(address, intake.handler()));
+        tokio::spawn(serve_http(address, intake.handler(), around.clone()));
     }
     live(Listener::Vsock(listener), ready, intake, &settings).await
 }
 
-/// Serves the program by HTTP as well, for as long as the machine lives.
-async fn serve_http(address: SocketAddr, handler: Handler) {
+/// Serves the program by HTTP as well, for as long as the machine lives. What its manifest asks for around requests is done
+/// as soon as there is a program.
+async fn serve_http(address: SocketAddr, handler: Handler, around: Around) {
     let served = async {
         let listener = tokio::net::TcpListener::bind(address).await?;
         tracing::info!("requests are taken on http://{}, too", listener.local_addr()?);
         let options = http::Options {
-            observer: Box::new(|_| {}),
+            observer: Box::new(|served| tell(&served)),
             reveal: false,
-            // The program, whose manifest would say what is done around requests, comes later than this intake.
-            middleware: None,
+            around,
             grace: Duration::ZERO,
         };
         http::serve(listener, handler, options, CancellationToken::new()).await
     };
     if let Err(error) = served.await {
         tracing::warn!("no HTTP on {address}: {error}");
+    }
+}
+
+/// Tells of a request that came by HTTP, in the log: consoles are slow, so that there is a line only where it is asked for.
+fn tell(served: &Served<'_>) {
+    let form = served.access_log.unwrap_or(AccessLog::Off);
+    if let Some(line) = access_log::line(served, form, false) {
+        tracing::info!("{line}");
     }
 }
 
@@ -214,6 +225,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Files that stand for block devices: `vdb` and what is on it.
     pub devices: Vec<(String, PathBuf)>,
+    /// Where the program is served by HTTP as well.
+    pub http: Vec<SocketAddr>,
     pub limits: Limits,
     /// Whether the host may run commands (`!`).
     pub shell: bool,
@@ -262,7 +275,12 @@ pub async fn live_in_folder(options: Options) -> io::Result<()> {
         }
     };
     let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
-    let lived = live(listener, ready, Intake::new(guest, options.limits), &settings).await;
+    let around = guest.around();
+    let intake = Intake::new(guest, options.limits, around.clone());
+    for address in options.http {
+        tokio::spawn(serve_http(address, intake.handler(), around.clone()));
+    }
+    let lived = live(listener, ready, intake, &settings).await;
     let _ = std::fs::remove_file(&options.socket);
     lived
 }

@@ -1,6 +1,8 @@
 //! Requests from component to component.
 
-use crate::support::{Served, folder_with};
+use std::time::{Duration, Instant};
+
+use crate::support::{Served, built, folder_with};
 
 const MANIFEST: &str = "\
 [components.front]
@@ -109,6 +111,114 @@ async fn a_circle_comes_to_an_end() {
     assert_eq!(status, 508);
     assert!(told.contains("more than 8 deep"), "{told}");
     assert_eq!(ask(&app, "/socket/back.internal").await.0, 200);
+    app.stop();
+}
+
+/// What of a request's names reaches whom a guest calls that says none of them itself.
+#[tokio::test]
+async fn what_a_request_is_followed_by_goes_along_with_a_guests_calls() {
+    for guest in ["rust-outgoing.wasm", "rust-service.wasm"] {
+        let manifest = format!(
+            "[components.out]\nsource = {:?}\nroutes = [\"/fetch\"]\n[components.out.wasm]\nhosts = [\"self\"]\n\
+             [components.back]\nsource = \"back.py\"\nroutes = [\"/back\"]\n",
+            built(guest)
+        );
+        let folder = folder_with("polyinit.toml", manifest);
+        std::fs::write(folder.path().join("back.py"), BACK).unwrap();
+        let app = Served::start(folder.path(), &[]);
+        let told = async |path: &str| {
+            let reply = ask(&app, path).await;
+            assert_eq!(reply.0, 200, "{guest}: {}", reply.1);
+            reply.1
+        };
+        let by_name = told("/fetch?http://back.internal/back").await;
+        assert!(by_name.ends_with(&format!(" mine {TRACE}")), "{guest}: {by_name}");
+        let by_route = told("/fetch?http://self/back").await;
+        assert!(by_route.ends_with(&format!(" mine {TRACE}")), "{guest}: {by_route}");
+        // From guest to guest to another.
+        let through = told("/fetch?http://out.internal/fetch?http://back.internal/back").await;
+        assert!(through.ends_with(&format!(" mine {TRACE}")), "{guest}: {through}");
+        // Who has no name gets one, the same all the way.
+        let unnamed = app.get("/fetch?http://back.internal/back").await.text();
+        let id = unnamed.trim_end().rsplit(' ').next().unwrap();
+        assert!(id.contains('-') && id.len() > 17 && id != "mine", "{guest}: {unnamed}");
+        app.stop();
+    }
+}
+
+/// Neither who calls nor who is called waits longer than its own `request_timeout`.
+#[tokio::test]
+async fn a_call_takes_no_more_time_than_its_ends_have() {
+    let manifest = |out: &str, slow: &str| {
+        format!(
+            "[components.out]\nsource = {:?}\nroutes = [\"/fetch\"]\n{out}[components.out.wasm]\nhosts = [\"self\"]\n\
+             [components.front]\nsource = \"front.py\"\nroutes = [\"/socket/*\"]\n\
+             [components.slow]\nsource = \"slow.py\"\nroutes = []\n{slow}",
+            built("rust-outgoing.wasm")
+        )
+    };
+    let slow = "\
+import asyncio
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    await asyncio.sleep(1000)
+";
+    let timeout = "request_timeout = 0.5\n";
+    for (manifest, paths) in [
+        (manifest(timeout, ""), &["/fetch?http://slow.internal/"][..]),
+        (
+            manifest("", timeout),
+            &["/fetch?http://slow.internal/", "/socket/slow.internal"],
+        ),
+    ] {
+        let folder = folder_with("polyinit.toml", &manifest);
+        std::fs::write(folder.path().join("front.py"), FRONT).unwrap();
+        std::fs::write(folder.path().join("slow.py"), slow).unwrap();
+        let app = Served::start(folder.path(), &[]);
+        for path in paths {
+            let began = Instant::now();
+            let (status, told) = ask(&app, path).await;
+            assert_eq!(status, 504, "{path}: {told}");
+            assert!(told.contains("0.5 s"), "{path}: {told}");
+            assert!(
+                began.elapsed() < Duration::from_secs(10),
+                "{path}: {:?}",
+                began.elapsed()
+            );
+        }
+        app.stop();
+    }
+}
+
+/// A circle that goes through both ways, of which one end says nothing of whom it is called for.
+#[tokio::test]
+async fn a_circle_through_a_guest_comes_to_an_end() {
+    let manifest = format!(
+        "[components.out]\nsource = {:?}\nroutes = [\"/fetch\"]\n[components.out.wasm]\nhosts = [\"self\"]\n\
+         [components.round]\nsource = \"round.py\"\nroutes = [\"/round\"]\n",
+        built("rust-outgoing.wasm")
+    );
+    let round = "\
+import http.client, os, socket
+def handler(event, context):
+    connection = http.client.HTTPConnection('out.internal', timeout=60)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(os.environ['POLYINIT_SOCKET'])
+    passed = {name: event['headers'][name] for name in ('x-request-id', 'traceparent') if name in event['headers']}
+    connection.request('GET', '/fetch?http://round.internal/', headers=passed)
+    response = connection.getresponse()
+    return {'status': response.status, 'body': response.read()}
+";
+    let folder = folder_with("polyinit.toml", manifest);
+    std::fs::write(folder.path().join("round.py"), round).unwrap();
+    let app = Served::start(folder.path(), &[]);
+    let ended = app.get("/round").await;
+    let told = ended.text();
+    assert!(
+        ended.status >= 500 && (told.contains("LoopDetected") || told.contains("more than 8 deep")),
+        "{}: {told}",
+        ended.status
+    );
     app.stop();
 }
 

@@ -3,7 +3,9 @@
 use std::io::{Read, Write};
 
 use ::http::Request;
+use ::polyinit::wire::{ConfigurationAnswer, EventAnswer, Scope};
 
+use crate::host::{Guest, configuration_for, http_scope};
 use crate::manifest::polyinit;
 use crate::support::{Served, folder_with, request};
 
@@ -174,6 +176,75 @@ async fn who_asks_too_often_has_to_wait() {
     assert!((1700..=1800).contains(&wait), "{wait}");
     assert_eq!(refused.all("x-request-id").len(), 1);
     app.stop();
+}
+
+/// What a machine does: the program comes after the intake.
+#[tokio::test]
+async fn a_machines_own_intake_does_what_its_program_asks_for() {
+    let http = "request_id = true\naccess_log = \"json\"\ncompression = true\nbody_limit = 10\n\
+        rate_limit = { requests = 5, seconds = 3600 }\ncors = { origins = [\"https://a.example\"] }";
+    let folder = folder_with(
+        "polyinit.toml",
+        format!("[components.app]\nsource = \"main.py\"\n[http]\n{http}\n"),
+    );
+    std::fs::write(folder.path().join("main.py"), APP).unwrap();
+    let guest = Guest::start(&["--http", "127.0.0.1:0"]).await;
+    let line = guest.wait_for("requests are taken on http://");
+    let address = line.split(['/', ',']).nth(2).unwrap().to_owned();
+    let ask = async |path: &str, headers: &[(&str, &str)], body: &str| {
+        let asked = headers.iter().fold(Request::post(path), |request, (name, value)| {
+            request.header(*name, *value)
+        });
+        request(&address, asked, body.to_owned()).await
+    };
+    let early = ask("/", &[], "").await;
+    assert_eq!((early.status, early.all("x-request-id").len()), (503, 0));
+    let answer = guest.configure(&configuration_for(folder.path(), "asgi", "")).await;
+    assert_eq!(answer, ConfigurationAnswer::Success);
+
+    let asked = [
+        ("x-request-id", "mine"),
+        ("accept-encoding", "gzip"),
+        ("origin", "https://a.example"),
+    ];
+    let long = ask("/long", &asked, "").await;
+    assert_eq!((long.status, long.all("x-request-id")), (200, vec![&b"mine"[..]]));
+    assert_eq!(long.all("content-encoding"), [b"gzip"]);
+    assert_eq!(long.all("access-control-allow-origin"), [b"https://a.example"]);
+    let line: serde_json::Value = serde_json::from_str(&guest.wait_for("/long")).unwrap();
+    assert_eq!((&line["request_id"], &line["status"]), (&"mine".into(), &200.into()));
+    let large = ask("/", &[], "12345678901").await;
+    assert_eq!(large.status, 413);
+    assert!(!large.text().contains("body_limit"), "{}", large.text());
+    while ask("/", &[], "").await.status == 200 {}
+    assert_eq!(ask("/", &[], "").await.status, 429);
+
+    // The host's own events: nobody can be counted, and nothing is compressed.
+    let mut scope = http_scope("GET", "/long", "");
+    if let Scope::Http(scope) = &mut scope {
+        scope
+            .headers
+            .extend(asked.map(|(name, value)| (name.into(), value.into())));
+    }
+    let EventAnswer::Http(reply) = guest.event(&scope).await else {
+        panic!("no reply");
+    };
+    let has = |name: &str, value: &str| {
+        reply
+            .headers
+            .contains(&(name.to_owned().into(), value.to_owned().into()))
+    };
+    assert!(has("x-request-id", "mine") && has("access-control-allow-origin", "https://a.example"));
+    assert!(reply.body.starts_with(b"0 mine 0 mine"));
+    let mut scope = http_scope("POST", "/", "");
+    if let Scope::Http(scope) = &mut scope {
+        scope.body = "12345678901".into();
+    }
+    let EventAnswer::Failure { error, .. } = guest.event(&scope).await else {
+        panic!("too large a body is taken");
+    };
+    assert!(error.contains("body_limit, 10 bytes"), "{error}");
+    guest.stop().await;
 }
 
 #[test]

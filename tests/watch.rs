@@ -92,6 +92,40 @@ routes = [\"/b\"]
 }
 
 #[tokio::test]
+async fn what_is_done_around_requests_changes_with_the_manifest() {
+    let manifest = |http: &str| format!("[components.app]\nsource = \"main.py\"\n{http}");
+    let folder = folder_with("polyinit.toml", manifest(""));
+    write(folder.path(), "main.py", &app("one"));
+    let served = Served::start(folder.path(), &["--watch"]);
+    let plain = served.get("/before").await;
+    assert_eq!((plain.status, plain.all("x-request-id").len()), (200, 0));
+    let http = "[http]\nrequest_id = true\naccess_log = \"json\"\nrate_limit = { requests = 500, seconds = 3600 }\n";
+    write(folder.path(), "polyinit.toml", &manifest(http));
+    let deadline = Instant::now() + PATIENCE;
+    while served.get("/after").await.all("x-request-id").is_empty() {
+        assert!(Instant::now() < deadline, "{}", served.output());
+    }
+    let line: serde_json::Value = serde_json::from_str(&served.wait_for("\"path\":\"/after\"")).unwrap();
+    assert!(line["request_id"].is_string());
+    // What a client has left is not given anew by a swap that changes nothing of this.
+    while served.get("/").await.status != 429 {}
+    write(folder.path(), "main.py", &app("two"));
+    while served.output().matches("→ python").count() < 3 {
+        assert!(Instant::now() < deadline, "{}", served.output());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(served.get("/").await.status, 429);
+    write(
+        folder.path(),
+        "polyinit.toml",
+        &manifest("[http]\naccess_log = \"off\"\n"),
+    );
+    until(&served, "/", "two ", |status| status == 429).await;
+    served.get("/unseen").await;
+    assert!(!served.stop().contains("/unseen"));
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_shown_where_it_is_looked_for() {
     let manifest = "\
 [components.app]

@@ -1,5 +1,6 @@
 //! `polyinit guest`: a guest of the aleph protocol without a machine.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -25,6 +26,10 @@ pub struct Guest {
     #[arg(long = "device", value_name = "NAME=FILE", value_parser = assignment)]
     devices: Vec<(String, String)>,
 
+    /// Where the program is served by HTTP as well, as a machine's option `http` says; may be given again
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http: Vec<SocketAddr>,
+
     /// The largest event and the largest reply, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().event)]
     event_limit: usize,
@@ -44,6 +49,7 @@ impl Guest {
                 .into_iter()
                 .map(|(name, file)| (name, file.into()))
                 .collect(),
+            http: self.http,
             shell: self.shell,
             limits: Limits {
                 event: self.event_limit,

@@ -1,6 +1,5 @@
 //! The command line: one file a command.
 
-mod access_log;
 mod build;
 mod check;
 mod compile;
@@ -19,13 +18,15 @@ mod start;
 mod vm;
 mod watch;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::intake::http::{Served, access_log};
 use crate::machine::reaper;
+use crate::program::manifest::AccessLog;
 
 /// Gives each event (an HTTP request, a network message) to what runs it: Python, Node, any executable that serves
 /// HTTP, or WebAssembly. PID 1 of microVMs and containers, and a command for developers.
@@ -125,6 +126,14 @@ fn say(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
+}
+
+/// Tells of a request that was served.
+fn tell(served: &Served<'_>, form: AccessLog) {
+    let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    if let Some(line) = access_log::line(served, form, coloured) {
+        say(&line);
+    }
 }
 
 fn fail(message: &str) -> ExitCode {

@@ -11,18 +11,17 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::access_log::tell;
 use super::live::Live;
 use super::start::{ProgramArguments, described, start};
 use super::watch::Watch;
-use super::{CommandError, say};
+use super::{CommandError, say, tell};
 use crate::console::Console;
 use crate::engine::Handling;
 use crate::event::Event;
 use crate::intake::Handler;
-use crate::intake::http::{self, Middleware};
+use crate::intake::http::{self, Around};
 use crate::intake::internal::Gateway;
-use crate::program::manifest::{AccessLog, HttpKeys};
+use crate::program::manifest::AccessLog;
 use crate::report;
 use crate::router::Router;
 use crate::schedule;
@@ -107,8 +106,9 @@ impl Serve {
         }
         let _schedules = schedule::keep(opened.program.components.iter(), &handler(Router::call));
         let intake = self.announce(address, console, handler(Router::handle));
-        let keys = &opened.program.http;
-        self.serve(listener, intake, keys, &mut stop, pending()).await?;
+        let around = Around::default();
+        around.ask(&opened.program.http, self.reveals());
+        self.serve(listener, intake, around, &mut stop, pending()).await?;
         router.stop(GRACE).await;
         Ok(())
     }
@@ -125,14 +125,15 @@ impl Serve {
         if let Some(gateway) = Gateway::told(&folder.path().join("components.sock"), &mut variables).await {
             tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
         }
-        let mut watch = Watch::new(self.program.clone(), live.clone(), console.clone(), variables)?;
+        let around = Around::default();
+        let asked = (around.clone(), self.reveals());
+        let mut watch = Watch::new(self.program.clone(), live.clone(), console.clone(), variables, asked)?;
         tokio::select! {
             () = watch.begin() => {}
             () = stop.asked() => return Ok(()),
         }
         let intake = self.announce(address, console, handler(Router::handle));
-        let keys = watch.http();
-        self.serve(listener, intake, &keys, &mut stop, watch.run()).await?;
+        self.serve(listener, intake, around, &mut stop, watch.run()).await?;
         Router::new(watch.components()).stop(GRACE).await;
         Ok(())
     }
@@ -166,21 +167,20 @@ impl Serve {
         &self,
         listener: TcpListener,
         handler: Handler,
-        keys: &HttpKeys,
+        around: Around,
         stop: &mut Stop,
         beside: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let shutdown = CancellationToken::new();
-        let form = match (self.quiet, self.json) {
-            (true, _) => AccessLog::Off,
-            (_, true) => AccessLog::Json,
-            _ => keys.access_log,
+        let said = match (self.quiet, self.json) {
+            (true, _) => Some(AccessLog::Off),
+            (_, true) => Some(AccessLog::Json),
+            _ => None,
         };
-        let reveal = self.reveals();
         let options = http::Options {
-            observer: Box::new(move |served| tell(&served, form)),
-            reveal,
-            middleware: Middleware::new(keys, reveal),
+            observer: Box::new(move |served| tell(&served, said.or(served.access_log).unwrap_or(AccessLog::Text))),
+            reveal: self.reveals(),
+            around,
             grace: GRACE,
         };
         let serving = http::serve(listener, handler, options, shutdown.clone());

@@ -12,17 +12,16 @@ use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::access_log::tell;
 use super::say;
 use super::serve::{GRACE, Stop};
-use super::{CommandError, assignment};
+use super::{CommandError, assignment, tell};
 use crate::host::gateway::{self, Limits};
 use crate::host::hardware::{Drive, Forward, Network};
 use crate::host::kernel::Kernel;
 use crate::host::link::Link;
 use crate::host::pack::{self, Packed};
 use crate::host::vm::{Attempt, Choice, End, Settings, Vm};
-use crate::intake::http;
+use crate::intake::http::{self, Around};
 use crate::program::manifest::AccessLog;
 use crate::program::{self, EngineKind, Hint};
 use crate::report;
@@ -231,7 +230,7 @@ impl Machine {
             observer: Box::new(move |served| tell(&served, form)),
             reveal: self.listen.ip().is_loopback(),
             // What a manifest asks for is done where its program is served: by `polyinit serve`.
-            middleware: None,
+            around: Around::default(),
             grace: GRACE,
         };
         let shutdown = CancellationToken::new();

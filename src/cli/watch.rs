@@ -18,8 +18,8 @@ use super::start::{Opened, ProgramArguments, described, start};
 use super::{CommandError, say};
 use crate::console::Console;
 use crate::intake::Handler;
+use crate::intake::http::Around;
 use crate::program::build::Build;
-use crate::program::manifest::HttpKeys;
 use crate::program::{Component, manifest};
 use crate::router::{Router, Running};
 use crate::schedule;
@@ -34,6 +34,8 @@ pub(super) struct Watch {
     files: Files,
     /// What the components are told in their environment.
     variables: Vec<(String, String)>,
+    /// What is done around requests, and whether that shows clients what failed inside.
+    around: (Around, bool),
     /// What runs, and what it was unpacked to.
     running: Vec<Running>,
     opened: Option<Opened>,
@@ -52,6 +54,7 @@ impl Watch {
         live: Arc<Live>,
         console: Option<Arc<Console>>,
         variables: Vec<(String, String)>,
+        around: (Around, bool),
     ) -> Result<Self, CommandError> {
         let path = std::path::absolute(&arguments.path)?;
         let root = match std::fs::metadata(&path) {
@@ -71,6 +74,7 @@ impl Watch {
             console,
             files,
             variables,
+            around,
             running: Vec::new(),
             opened: None,
             schedules: JoinSet::new(),
@@ -96,14 +100,6 @@ impl Watch {
             self.changed.extend(changed);
             self.renew(false).await;
         }
-    }
-
-    /// What the manifest asks for around requests.
-    pub fn http(&self) -> HttpKeys {
-        self.opened
-            .as_ref()
-            .map(|opened| opened.program.http.clone())
-            .unwrap_or_default()
     }
 
     /// The components that run, to be ended.
@@ -165,6 +161,7 @@ impl Watch {
         .await?;
         running.extend(kept);
         self.live.run(running.clone(), former);
+        self.around.0.ask(&opened.program.http, self.around.1);
         if all {
             let live = self.live.clone();
             let handler: Handler = Arc::new(move |event| live.give(event, Router::call));

@@ -17,9 +17,10 @@ use crate::event::{Event, Failure, FailureKind, Reply};
 use crate::guest_api;
 use crate::intake::Handler;
 use crate::intake::aleph;
+use crate::intake::http::Around;
 use crate::intake::internal::Gateway;
 use crate::program::detect::FileKind;
-use crate::program::{self, Component, Hint, Interface, archive};
+use crate::program::{self, Hint, Interface, Program, archive};
 use crate::report;
 use crate::router::{Router, Running};
 use crate::schedule;
@@ -45,6 +46,8 @@ pub struct Guest {
     settings: Settings,
     state: Mutex<State>,
     data: Data,
+    /// What the program asks for around requests.
+    around: Around,
     /// Whether the host may run commands.
     shell: bool,
     /// When the halt has begun.
@@ -68,6 +71,7 @@ impl Guest {
             settings,
             state: Mutex::new(State::Unconfigured),
             data,
+            around: Around::default(),
             shell: false,
             closed: OnceLock::new(),
         }
@@ -78,6 +82,11 @@ impl Guest {
         Self { shell, ..self }
     }
 
+    /// What the program asks for around requests, once there is one.
+    pub fn around(&self) -> Around {
+        self.around.clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,7 +95,7 @@ impl Guest {
         self.place.set_up(&configuration, &self.settings).await?;
         self.data
             .fill(configuration.input_data.as_deref().map_or(&[], Vec::as_slice))?;
-        let mut components = self.unpack(&configuration)?;
+        let Program { mut components, http } = self.unpack(&configuration)?;
         for component in &mut components {
             for (name, value) in configuration.variables.iter().flatten() {
                 component
@@ -128,11 +137,12 @@ impl Guest {
         if let Some(gateway) = gateway {
             tokio::spawn(gateway.serve(handler, false));
         }
+        self.around.ask(&http, false);
         Ok(router)
     }
 
     /// Puts the program where the protocol says, and finds out what it is.
-    fn unpack(&self, configuration: &Configuration) -> Result<Vec<Component>, PlaceError> {
+    fn unpack(&self, configuration: &Configuration) -> Result<Program, PlaceError> {
         let executable = configuration.interface == "executable";
         let code = configuration.code.as_deref().map(Vec::as_slice).unwrap_or_default();
         if code.is_empty() && configuration.encoding != Encoding::Squashfs {
@@ -162,7 +172,7 @@ impl Guest {
             }),
             packages: self.settings.packages.clone(),
         };
-        Ok(program::find(&root, &hint)?.components)
+        Ok(program::find(&root, &hint)?)
     }
 
     /// The environment that the image gives, and that programs and the network's SDK rely on.

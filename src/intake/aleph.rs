@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Handler;
-use crate::event::{Event, Failure, FailureKind, Reply};
+use super::http::{Around, give_to};
+use crate::event::{Event, Failure, FailureKind, Input, Reply};
 use crate::wire::{Configuration, ConfigurationAnswer, EventAnswer, STOPPED};
 
 pub use listener::Listener;
@@ -65,16 +66,19 @@ pub trait Guest: Send + Sync + 'static {
 pub struct Intake<G> {
     guest: G,
     limits: Limits,
+    /// What the program asks for around requests.
+    around: Around,
     in_flight: TaskTracker,
     /// The host has said halt and has been told that it is done.
     halted: CancellationToken,
 }
 
 impl<G: Guest> Intake<G> {
-    pub fn new(guest: G, limits: Limits) -> Arc<Self> {
+    pub fn new(guest: G, limits: Limits, around: Around) -> Arc<Self> {
         Arc::new(Self {
             guest,
             limits,
+            around,
             in_flight: TaskTracker::new(),
             halted: CancellationToken::new(),
         })
@@ -183,7 +187,7 @@ impl<G: Guest> Intake<G> {
             Err(failure) => return failed(failure).encode(b""),
         };
         let id = event.context.id;
-        let reply = match self.guest.handle(event).await {
+        let reply = match self.handle(event).await {
             Ok(reply) => translate::answer(reply, self.limits.event).await,
             Err(failure) => Err(failure),
         };
@@ -193,6 +197,29 @@ impl<G: Guest> Intake<G> {
                 tracing::info!(event = %id, "event failed: {failure}");
                 failed(failure).encode(b"")
             }
+        }
+    }
+
+    /// Gives an event to the guest, with what its program asks for around requests.
+    async fn handle(&self, event: Event) -> Result<Reply, Failure> {
+        let asked = self.around.now();
+        let (middleware, context, request) = match (&asked.middleware, event) {
+            (
+                Some(middleware),
+                Event {
+                    context,
+                    input: Input::Http(request),
+                },
+            ) => (middleware, context, request),
+            (_, event) => return self.guest.handle(event).await,
+        };
+        let id = context.id;
+        let given = |request| give_to(request, context, |event| self.guest.handle(event), false);
+        let mut response = middleware.around(request, id, None, given).await;
+        // The host has a form of its own for failures.
+        match response.extensions_mut().remove::<Failure>() {
+            Some(failure) => Err(failure),
+            None => Ok(Reply::Http(response)),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! HTTP/1.1 and HTTP/2 (with prior knowledge, h2c) over TCP: what a developer's machine and a pod have.
 
+pub mod access_log;
 mod middleware;
 pub(super) mod problem;
 
@@ -19,10 +20,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::middleware::request_id;
-pub use self::middleware::{Middleware, REQUEST_ID};
+pub use self::middleware::Around;
 use super::Handler;
 use crate::event::{Body, Context, Event, Failure, FailureKind, Input, Reply};
+use crate::program::manifest::AccessLog;
 
 /// How long a client may take to send a request's head (the limit that keeps idle attackers from holding connections).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,6 +43,8 @@ pub struct Served<'a> {
     /// From the request's head to the reply's head.
     pub time: Duration,
     pub failure: Option<&'a Failure>,
+    /// How the program wants it written down, where it says.
+    pub access_log: Option<AccessLog>,
 }
 
 /// How requests are taken.
@@ -50,8 +53,8 @@ pub struct Options {
     pub observer: Box<dyn Fn(Served<'_>) + Send + Sync>,
     /// Whether clients see what failed inside: messages and tracebacks. For development.
     pub reveal: bool,
-    /// What is done around each request, if anything is.
-    pub middleware: Option<Middleware>,
+    /// What is done around each request.
+    pub around: Around,
     /// How long requests under way may take once the end is asked for.
     pub grace: Duration,
 }
@@ -133,9 +136,10 @@ async fn answer(
     context.server = Some(server);
     let request = request.map(Body::stream);
     let given = |request| give(request, context.clone(), &handler, options.reveal);
-    let response = match &options.middleware {
+    let asked = options.around.now();
+    let response = match &asked.middleware {
         None => given(request).await,
-        Some(middleware) => middleware.around(request, context.id, client, given).await,
+        Some(middleware) => middleware.around(request, context.id, Some(client.ip()), given).await,
     };
     (options.observer)(Served {
         context: &context,
@@ -145,17 +149,31 @@ async fn answer(
         headers: response.headers(),
         time: began.elapsed(),
         failure: response.extensions().get(),
+        access_log: asked.access_log(),
     });
     Ok(response)
 }
 
 /// Hands the request to the router; what comes back as a response, with the failure in its extensions where it is one.
 pub(super) async fn give(request: Request<Body>, context: Context, handler: &Handler, reveal: bool) -> Response<Body> {
+    give_to(request, context, |event| handler(event), reveal).await
+}
+
+/// The same, whoever `takes` it.
+pub(super) async fn give_to<F>(
+    request: Request<Body>,
+    context: Context,
+    takes: impl FnOnce(Event) -> F,
+    reveal: bool,
+) -> Response<Body>
+where
+    F: Future<Output = Result<Reply, Failure>>,
+{
     let event = Event {
         context,
         input: Input::Http(request),
     };
-    match handler(event).await {
+    match takes(event).await {
         Ok(Reply::Http(response)) => response,
         Ok(Reply::Value(value)) => Response::new(value.into()),
         Err(failure) => problem::response_with(failure, reveal),

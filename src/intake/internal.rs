@@ -26,7 +26,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Handler;
-use super::http::{connections, give, problem, request_id};
+use super::http::{connections, give, problem};
+use crate::event::trace::{self, REQUEST_ID, TRACEPARENT};
 use crate::event::{Body, Context, Failure, FailureKind};
 use crate::guest_api;
 use crate::program::Component;
@@ -170,7 +171,7 @@ impl Calls {
         name_host(request)?;
         let chain = match chain(request.headers()) {
             Some(chain) => chain,
-            None => request_id::of(request, context.id).as_bytes().into(),
+            None => trace::request_id(request.headers_mut(), context.id).as_bytes().into(),
         };
         let mut chains = self.chains();
         let loops = |message| Err(Failure::new(FailureKind::Loop, message));
@@ -221,8 +222,8 @@ impl Drop for Call<'_> {
 /// the request's id.
 fn chain(headers: &HeaderMap) -> Option<Box<[u8]>> {
     const LONGEST: usize = 128;
-    let trace = headers.get("traceparent").and_then(|value| value.as_bytes().get(3..35));
-    let id = headers.get(request_id::HEADER).map(HeaderValue::as_bytes);
+    let trace = headers.get(TRACEPARENT).and_then(|value| value.as_bytes().get(3..35));
+    let id = headers.get(REQUEST_ID).map(HeaderValue::as_bytes);
     trace
         .or(id)
         .filter(|id| !id.is_empty() && id.len() <= LONGEST)

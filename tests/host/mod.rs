@@ -41,6 +41,11 @@ impl Guest {
         self.folder.path().join("v.sock")
     }
 
+    /// Waits for a line of its log.
+    pub fn wait_for(&self, text: &str) -> String {
+        self.running.wait_for(text)
+    }
+
     /// Sees to it that it has ended, and nothing is left.
     pub fn has_ended(self) {
         let (status, output) = self.running.end();

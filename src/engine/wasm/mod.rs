@@ -238,7 +238,8 @@ impl Engine for Wasm {
     fn handle(&self, event: Event) -> Handling {
         let (shared, linked) = (self.shared.clone(), self.linked.clone());
         Box::pin(async move {
-            let Event { context, input } = event;
+            let Event { mut context, input } = event;
+            context.trace = shared.grants.outgoing.trace(&input, context.id);
             let Linked {
                 http, message, command, ..
             } = &*linked;

@@ -6,6 +6,7 @@
 //!                          \-> Loopback -> router -> another component
 //! ```
 
+mod apart;
 pub(super) mod connect;
 
 use std::error::Error as _;
@@ -16,6 +17,7 @@ use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http::uri::{PathAndQuery, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
@@ -29,7 +31,8 @@ use self::connect::{Connector, Unconnected};
 use super::host::wasi_body;
 use super::log::Log;
 use crate::engine::Loopback;
-use crate::event::{Body, Context, Event, Reply};
+use crate::event::trace::Trace;
+use crate::event::{Body, Context, Event, EventId, Input};
 use crate::program::sandbox::{HostRule, Scheme};
 
 /// Requests of one instance that may be under way at once.
@@ -73,6 +76,15 @@ impl Outgoing {
             guest_api,
             client: OnceLock::new(),
         }
+    }
+
+    /// What goes along with requests that a guest sends to other components for this event; nothing where it can't.
+    pub(super) fn trace(&self, input: &Input, id: EventId) -> Option<Arc<Trace>> {
+        let calls = self.rules.contains(&HostRule::Program);
+        calls.then(|| match input {
+            Input::Http(request) => Arc::new(Trace::of(request.headers(), id)),
+            Input::Message(_) => Arc::new(Trace::of(&HeaderMap::new(), id)),
+        })
     }
 
     fn client(&self) -> &Client<Connector, WasiBody> {
@@ -135,6 +147,8 @@ pub(super) struct Hooks {
     log: Log,
     /// Components that the event at hand has come through.
     depth: u8,
+    /// What requests for it are followed by.
+    trace: Option<Arc<Trace>>,
     /// Made for the first request.
     open: Option<Arc<Semaphore>>,
 }
@@ -145,6 +159,7 @@ impl Hooks {
             outgoing,
             log,
             depth: 0,
+            trace: None,
             open: None,
         }
     }
@@ -152,6 +167,7 @@ impl Hooks {
     /// For another event.
     pub(super) fn begin(&mut self, context: &Context) {
         self.depth = context.depth;
+        self.trace.clone_from(&context.trace);
     }
 
     fn send(
@@ -191,21 +207,17 @@ impl Hooks {
                     let path = request.uri().path_and_query().cloned();
                     *request.uri_mut() = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
                 }
+                if let Some(trace) = &self.trace {
+                    trace.go_along(request.headers_mut());
+                }
                 let mut event = Event::http(request.map(Body::stream));
                 event.context.depth = self.depth + 1;
                 let loopback = self.outgoing.loopback.clone();
                 Ok(Box::new(async move {
-                    let response = match loopback.handle(event).await {
-                        Ok(Reply::Http(response)) => response.map(wasi_body),
-                        Ok(Reply::Value(value)) => http::Response::new(wasi_body(value.into())),
-                        // As any client would see it; what it says may be said within the program.
-                        Err(failure) => {
-                            let mut response = http::Response::new(wasi_body(format!("{failure}\n").into()));
-                            *response.status_mut() = failure.kind.status();
-                            response
-                        }
-                    };
-                    Ok(response.map(|body| Received::body(body, permit, None)))
+                    let response = apart::ask(loopback, event)
+                        .await
+                        .map_err(|failure| HttpError::InternalError(Some(failure.to_string())))?;
+                    Ok(response.map(|body| Received::body(wasi_body(body), permit, None)))
                 }))
             }
         }

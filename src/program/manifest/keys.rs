@@ -28,13 +28,14 @@ pub struct ManifestKeys {
 }
 
 /// What is done around every request that comes over HTTP.
-#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpKeys {
     /// Gives every request an `x-request-id`, unless it has one, and its reply the same.
     pub request_id: bool,
-    /// How each request is written to standard output.
-    pub access_log: AccessLog,
+    /// How each request is written to standard output, in a machine to its log. Unless said, `text` by `polyinit serve`
+    /// and `off` in a machine.
+    pub access_log: Option<AccessLog>,
     /// Compresses replies for clients that take it (zstd, br, gzip).
     pub compression: bool,
     /// The longest from a request's head to its reply's, in seconds; then 504.
@@ -49,11 +50,10 @@ pub struct HttpKeys {
 }
 
 /// How each request is written to standard output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLog {
     /// A line for people.
-    #[default]
     Text,
     /// A JSON object.
     Json,
@@ -62,7 +62,7 @@ pub enum AccessLog {
 }
 
 /// Which pages of other origins may read replies (the Fetch standard's CORS protocol).
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CorsKeys {
     /// Origins (`https://shop.example`), or `*` for all.
@@ -85,7 +85,7 @@ pub struct CorsKeys {
 }
 
 /// How many requests one address (an IPv6 /64) may send.
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateKeys {
     /// So many requests …

@@ -5,12 +5,12 @@
 //! request -> id -> rate limit -> CORS -> compression -> body limit -> time limit -> router
 //! ```
 
+mod around;
 mod body;
 mod rate;
-pub(in crate::intake) mod request_id;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use http::header::RETRY_AFTER;
@@ -22,10 +22,11 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use self::body::Limited;
 use self::rate::Rate;
 use super::problem;
+use crate::event::trace::{self, REQUEST_ID};
 use crate::event::{Body, EventId, Failure, FailureKind};
 use crate::program::manifest::{CorsKeys, HttpKeys};
 
-pub use request_id::HEADER as REQUEST_ID;
+pub use around::Around;
 
 /// What is asked for, ready to be used.
 pub struct Middleware {
@@ -64,21 +65,28 @@ impl Middleware {
         any.then_some(middleware)
     }
 
-    /// Gives the request to `next`, or answers it.
+    /// Gives the request to `next`, or answers it. `client` is whose connection it came over; without one it came from a
+    /// host, behind which clients can't be told apart and whose protocol has no compressed replies.
     pub async fn around<F>(
         &self,
         mut request: Request<Body>,
         event: EventId,
-        client: SocketAddr,
+        client: Option<IpAddr>,
         next: impl FnOnce(Request<Body>) -> F + Send,
     ) -> Response<Body>
     where
         F: Future<Output = Response<Body>> + Send,
     {
-        let id = self.request_id.then(|| request_id::of(&mut request, event));
-        let mut response = match self.rate.as_ref().map(|rate| rate.admit(client.ip(), Instant::now())) {
+        let id = self.request_id.then(|| trace::request_id(request.headers_mut(), event));
+        let admitted = self
+            .rate
+            .as_ref()
+            .zip(client)
+            .map(|(rate, client)| rate.admit(client, Instant::now()));
+        let compression = self.compression.as_ref().filter(|_| client.is_some());
+        let mut response = match admitted {
             Some(Err(wait)) => self.too_many(wait),
-            _ => self.shared(request, next).await,
+            _ => self.shared(request, compression, next).await,
         };
         if let Some(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
@@ -86,7 +94,12 @@ impl Middleware {
         response
     }
 
-    async fn shared<F>(&self, request: Request<Body>, next: impl FnOnce(Request<Body>) -> F + Send) -> Response<Body>
+    async fn shared<F>(
+        &self,
+        request: Request<Body>,
+        compression: Option<&CompressionLayer>,
+        next: impl FnOnce(Request<Body>) -> F + Send,
+    ) -> Response<Body>
     where
         F: Future<Output = Response<Body>> + Send,
     {
@@ -96,7 +109,7 @@ impl Middleware {
             let next = next.take();
             async move {
                 Ok::<_, Infallible>(match next {
-                    Some(next) => self.compressed(request, next).await,
+                    Some(next) => self.compressed(request, compression, next).await,
                     None => Response::new(Body::empty()),
                 })
             }
@@ -111,12 +124,13 @@ impl Middleware {
     async fn compressed<F>(
         &self,
         request: Request<Body>,
+        compression: Option<&CompressionLayer>,
         next: impl FnOnce(Request<Body>) -> F + Send,
     ) -> Response<Body>
     where
         F: Future<Output = Response<Body>> + Send,
     {
-        let Some(compression) = &self.compression else {
+        let Some(compression) = compression else {
             return self.limited(request, next).await;
         };
         let mut next = Some(next);

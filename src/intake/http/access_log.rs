@@ -1,14 +1,13 @@
-//! One line for each request: for people, or for scripts.
+//! One line for each request: for people, or for scripts. What failed inside is in the log, whatever the form.
 
-use std::io::{self, IsTerminal};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::say;
-use crate::intake::http::{REQUEST_ID, Served};
+use super::Served;
+use crate::event::trace::REQUEST_ID;
 use crate::program::manifest::AccessLog;
 
-/// Tells of a request that was served.
-pub(super) fn tell(served: &Served<'_>, form: AccessLog) {
+/// Logs why a request failed, if it did, and gives its line, if there is to be one. `coloured`: for a terminal.
+pub fn line(served: &Served<'_>, form: AccessLog, coloured: bool) -> Option<String> {
     if let Some(failure) = served.failure {
         tracing::warn!("{} {}: {failure}", served.method, served.path);
         if let Some(traceback) = &failure.traceback {
@@ -16,16 +15,16 @@ pub(super) fn tell(served: &Served<'_>, form: AccessLog) {
         }
     }
     match form {
-        AccessLog::Text => say(&text(served)),
-        AccessLog::Json => say(&json(served).to_string()),
-        AccessLog::Off => {}
+        AccessLog::Text => Some(text(served, coloured)),
+        AccessLog::Json => Some(json(served).to_string()),
+        AccessLog::Off => None,
     }
 }
 
-fn text(served: &Served<'_>) -> String {
+fn text(served: &Served<'_>, coloured: bool) -> String {
     let status = served.status.as_u16();
     let (on, off) = match status {
-        _ if !io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() => ("", ""),
+        _ if !coloured => ("", ""),
         500.. => ("\x1b[31m", "\x1b[0m"),
         400.. => ("\x1b[33m", "\x1b[0m"),
         _ => ("\x1b[32m", "\x1b[0m"),
@@ -38,7 +37,7 @@ fn text(served: &Served<'_>) -> String {
 }
 
 /// What a script reads of a request. `time` is in seconds since 1970, of the reply's head.
-pub(super) fn json(served: &Served<'_>) -> serde_json::Value {
+fn json(served: &Served<'_>) -> serde_json::Value {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut json = serde_json::json!({
         "time": (now.as_secs_f64() * 1e3).round() / 1e3,

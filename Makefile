@@ -10,7 +10,7 @@ POLYINIT := target/$(TRIPLE)/release/polyinit
 IMAGES := target/images
 PACKAGES := target/packages
 
-.PHONY: help build demo test lint bench bench-wasm bench-node bench-proxy setup guests vm images clean
+.PHONY: help build demo test lint bench bench-wasm bench-node bench-proxy setup guests vm images containers clean
 
 help:
 	@echo "make demo    boot a microVM and send one event each to Python, Node, Go, Rust and a message handler"
@@ -43,12 +43,15 @@ images: build
 	$(POLYINIT) image build runtimes/python -o $(IMAGES)/python.squashfs --cache $(PACKAGES)
 	$(POLYINIT) image build runtimes/debian-12 -o $(IMAGES)/debian-12.squashfs --cache $(PACKAGES)
 
+containers: images
+	$(POLYINIT) image build runtimes/debian-12 -o $(IMAGES)/debian-12.oci --cache $(PACKAGES)
+
 DEMO := bench/demo $(POLYINIT) $(IMAGES)/debian-12.squashfs target/guests/polyglot
 
 demo: images guests vm
 	$(DEMO)
 
-test: images guests vm
+test: images containers guests vm
 	cargo fmt --check
 	$(DEMO)
 	cargo test --release

@@ -8,6 +8,8 @@ mod asgi;
 mod bad_input;
 mod calls;
 mod console;
+#[cfg(feature = "image")]
+mod container;
 mod executable;
 mod files;
 mod frameworks;

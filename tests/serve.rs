@@ -116,42 +116,49 @@ async fn serves_folders_zips_and_squashfs() {
 async fn one_program_of_six_components_in_four_languages() {
     let path = format!("PYTHONPATH={}", crate::python::packages());
     let app = Served::start(built("polyglot"), &["--env", &path]);
-    assert_eq!(app.get("/api/").await.json()["shop"], "Polyglot");
-    let order = app.post("/api/orders", r#"{"product": "lamp", "count": 2}"#).await;
+    shop_works(&app.address).await;
+    app.stop();
+}
+
+/// Asks everything of the shop that is served at `address`.
+pub async fn shop_works(address: &str) {
+    let get = async |path: &str| crate::support::get(address, path).await;
+    let post = async |path: &str, body: &'static str| {
+        let request = http::Request::post(path).header("content-type", "application/json");
+        crate::support::request(address, request, body).await
+    };
+    assert_eq!(get("/api/").await.json()["shop"], "Polyglot");
+    let order = post("/api/orders", r#"{"product": "lamp", "count": 2}"#).await;
     assert_eq!((order.status, order.json()["total"].clone()), (201, 7800.into()));
     // The page asks the API, another component, for what it shows.
-    let page = app.get("/").await;
+    let page = get("/").await;
     assert!(page.text().contains("<b>Desk lamp</b> 39.00 €"), "{page:?}");
     assert!(page.headers.contains_key("x-request-id"));
-    assert!(app.get("/product/chair").await.text().contains("Solid oak"));
-    assert_eq!(app.get("/product/nothing").await.status, 404);
-    let found = app.get("/search?q=WARM+brass").await.json();
+    assert!(get("/product/chair").await.text().contains("Solid oak"));
+    assert_eq!(get("/product/nothing").await.status, 404);
+    let found = get("/search?q=WARM+brass").await.json();
     assert_eq!(
         (found[0]["id"].clone(), found.as_array().unwrap().len()),
         ("lamp".into(), 1)
     );
-    let thumbnail = app.get("/thumbnails/lamp.png?width=32").await;
+    let thumbnail = get("/thumbnails/lamp.png?width=32").await;
     assert_eq!(thumbnail.all("content-type"), [b"image/png"]);
     // Its width and height (PNG specification, 11.2.2).
     assert_eq!(thumbnail.body[16..24], [0, 0, 0, 32, 0, 0, 0, 32]);
-    assert_eq!(app.get("/thumbnails/lamp.png?width=9999").await.status, 400);
+    assert_eq!(get("/thumbnails/lamp.png?width=9999").await.status, 400);
     assert_eq!(
-        app.get("/static/pictures/lamp.png").await.all("content-type"),
+        get("/static/pictures/lamp.png").await.all("content-type"),
         [b"image/png"]
     );
     let message = r#"{"sender": "0xabc", "channel": "shop", "content": {"product": "lamp", "count": 2}}"#;
-    assert_eq!(
-        app.post("/_polyinit/message", message).await.json()["ordered"]["lamp"],
-        2
-    );
-    let put = crate::support::request(&app.address, ::http::Request::put("/search"), "").await;
+    assert_eq!(post("/_polyinit/message", message).await.json()["ordered"]["lamp"], 2);
+    let put = crate::support::request(address, ::http::Request::put("/search"), "").await;
     assert_eq!(put.status, 405);
-    let nowhere = app.get("/nowhere").await;
+    let nowhere = get("/nowhere").await;
     assert_eq!(nowhere.status, 404);
     assert!(
         nowhere.text().contains("no component has a route for /nowhere"),
         "{}",
         nowhere.text()
     );
-    app.stop();
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::support::{PATIENCE, Served, folder_with, request};
+use crate::support::{PATIENCE, Served, executable, folder_with, request};
 
 /// Answers with its version and its process; `/wait` once there is a file `go`.
 fn app(version: &str) -> String {
@@ -168,5 +168,87 @@ source = \"app\"
     served.wait_for("did you mean `source`?");
     write(folder.path(), "polyinit.toml", "[components.app]\nsource = \"app\"\n");
     until(&served, "/", "two ", |status| status == 503 || status == 200).await;
+    served.stop();
+}
+
+/// A server that takes a while to start, on the port that its manifest has for it; `/wait` is answered once there is a file
+/// `go`.
+fn server(version: &str) -> String {
+    format!(
+        "\
+#!/usr/bin/env python3
+import http.server, os, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == '/wait':
+            open('waiting.tmp', 'w').close()
+            while not os.path.exists('go.tmp'):
+                time.sleep(0.01)
+        body = b'{version} %d' % os.getpid()
+        self.send_response(200)
+        self.send_header('content-length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *of):
+        pass
+time.sleep(0.5)
+http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), Handler).serve_forever()
+"
+    )
+}
+
+#[tokio::test]
+async fn who_has_a_port_of_its_own_is_waited_for() {
+    let folder = executable("server", &server("one"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let manifest = format!("[components.app]\nsource = \"server\"\nenvironment = {{ PORT = \"{port}\" }}\n");
+    write(folder.path(), "polyinit.toml", &manifest);
+    let served = Served::start(folder.path(), &["--watch"]);
+    assert!(served.get("/").await.text().starts_with("one "));
+    // One under way is finished by the one that has it.
+    let waiting = tokio::spawn({
+        let address = served.address.clone();
+        async move { crate::support::get(&address, "/wait").await.text() }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while !folder.path().join("waiting.tmp").exists() {
+        assert!(Instant::now() < deadline);
+        tokio::task::yield_now().await;
+    }
+    write(folder.path(), "server", &server("two"));
+    // It can't go before the other is done with, and those who ask now wait, whom no failure is shown.
+    let asked = tokio::spawn({
+        let address = served.address.clone();
+        async move {
+            loop {
+                let reply = crate::support::get(&address, "/").await;
+                assert_eq!(reply.status, 200, "{}", reply.text());
+                if reply.text().starts_with("two ") {
+                    return;
+                }
+            }
+        }
+    });
+    write(folder.path(), "go.tmp", "");
+    assert!(waiting.await.unwrap().starts_with("one "));
+    asked.await.unwrap();
+    // One that can't be started is shown to those who have waited, and the next one to whoever asks then.
+    write(folder.path(), "server", "#!/bin/sh\necho 'no <port>' >&2\nexit 3\n");
+    let shown = loop {
+        let browser = ::http::Request::get("/").header("accept", "text/html");
+        let reply = request(&served.address, browser, "").await;
+        if reply.status != 200 {
+            break reply;
+        }
+        assert!(reply.text().starts_with("two "), "{}", reply.text());
+    };
+    assert_eq!(shown.status, 503);
+    assert!(shown.text().contains("no &lt;port&gt;"), "{}", shown.text());
+    write(folder.path(), "server", &server("three"));
+    until(&served, "/", "three ", |status| status == 503).await;
     served.stop();
 }

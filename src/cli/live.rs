@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What takes events now.
 pub(super) struct Live {
-    state: RwLock<State>,
+    state: Arc<RwLock<State>>,
 }
 
 #[derive(Clone)]
@@ -38,12 +38,8 @@ struct Generation {
 impl Live {
     pub fn new() -> Self {
         Self {
-            state: RwLock::new(State::Broken("the program is being started".into())),
+            state: Arc::new(RwLock::new(State::Broken("the program is being started".into()))),
         }
-    }
-
-    fn state(&self) -> State {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn replace(&self, state: State) -> State {
@@ -52,20 +48,23 @@ impl Live {
 
     /// Gives an event to the program, or says why there is none. `give` is a method of the router.
     pub fn give(&self, event: Event, give: fn(&Router, Event) -> Handling) -> Handling {
-        match self.state() {
+        let asker = Asker::of(&event);
+        match now(&self.state) {
             State::Running(Generation { router, under_way }) => {
-                let token = under_way.token();
+                let (token, state) = (under_way.token(), self.state.clone());
                 Box::pin(async move {
-                    Ok(match give(&router, event).await? {
-                        Reply::Http(response) => Reply::Http(response.map(|body| match body.try_into_bytes() {
-                            Ok(bytes) => bytes.into(),
-                            Err(body) => Body::stream(Held { body, _token: token }),
-                        })),
-                        value => value,
-                    })
+                    match give(&router, event).await {
+                        Ok(reply) => Ok(held(reply, token)),
+                        // What it has waited for could not be started.
+                        Err(failure) if failure.kind == FailureKind::Unavailable => match now(&state) {
+                            State::Broken(why) => broken(asker, &why),
+                            State::Running(_) => Err(failure),
+                        },
+                        Err(failure) => Err(failure),
+                    }
                 })
             }
-            State::Broken(why) => Box::pin(std::future::ready(broken(&event, &why))),
+            State::Broken(why) => Box::pin(std::future::ready(broken(asker, &why))),
         }
     }
 
@@ -86,6 +85,21 @@ impl Live {
     /// Has every request answered with `why` from now on.
     pub fn fail(&self, why: &str) {
         self.replace(State::Broken(why.into()));
+    }
+}
+
+fn now(state: &RwLock<State>) -> State {
+    state.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// The reply with `token` for as long as its body is under way.
+pub(super) fn held(reply: Reply, token: TaskTrackerToken) -> Reply {
+    match reply {
+        Reply::Http(response) => Reply::Http(response.map(|body| match body.try_into_bytes() {
+            Ok(bytes) => bytes.into(),
+            Err(body) => Body::stream(Held { body, _token: token }),
+        })),
+        value => value,
     }
 }
 
@@ -134,16 +148,33 @@ impl HttpBody for Held {
     }
 }
 
+/// Who is to be told that a program is broken.
+#[derive(Clone, Copy)]
+enum Asker {
+    Browser,
+    OtherClient,
+    /// It sent a message.
+    Network,
+}
+
+impl Asker {
+    fn of(event: &Event) -> Self {
+        let Input::Http(request) = &event.input else {
+            return Self::Network;
+        };
+        match request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()) {
+            Some(accept) if accept.contains("text/html") => Self::Browser,
+            _ => Self::OtherClient,
+        }
+    }
+}
+
 /// What a developer sees of a program that is broken: a page in a browser, which looks again by itself; text elsewhere.
-fn broken(event: &Event, why: &str) -> Result<Reply, Failure> {
-    let Input::Http(request) = &event.input else {
-        return Err(Failure::new(FailureKind::Unavailable, why));
-    };
-    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
-    let (kind, body) = if accept.is_some_and(|accept| accept.contains("text/html")) {
-        ("text/html; charset=utf-8", page(why))
-    } else {
-        ("text/plain; charset=utf-8", format!("{why}\n"))
+fn broken(asker: Asker, why: &str) -> Result<Reply, Failure> {
+    let (kind, body) = match asker {
+        Asker::Browser => ("text/html; charset=utf-8", page(why)),
+        Asker::OtherClient => ("text/plain; charset=utf-8", format!("{why}\n")),
+        Asker::Network => return Err(Failure::new(FailureKind::Unavailable, why)),
     };
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

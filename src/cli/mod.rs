@@ -14,6 +14,7 @@ mod routes;
 mod sandbox;
 mod serve;
 mod start;
+mod turn;
 #[cfg(feature = "host")]
 mod vm;
 mod watch;

@@ -1,5 +1,6 @@
 //! What `serve` and `invoke` have in common: a program named on the command line, opened, started and ready for events.
 
+use std::ffi::OsString;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -97,9 +98,21 @@ impl ProgramArguments {
             workers: self.workers.map(usize::from),
             // Where a host has put its API on this machine, under the name that the network's SDK knows.
             guest_api: std::env::var_os(guest_api::VARIABLE).map(PathBuf::from),
+            environment: containers_environment(),
             ..Settings::default()
         })
     }
+}
+
+/// What a container's environment is for: the program in it. Elsewhere it is somebody's own, and programs have of it what
+/// is named for them.
+fn containers_environment() -> Vec<(String, String)> {
+    if std::process::id() != 1 {
+        return Vec::new();
+    }
+    // One that is no text can't be passed on by every engine.
+    let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text).collect()
 }
 
 impl Opened {

@@ -6,15 +6,18 @@
 
 mod files;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 
 use self::files::Files;
 use super::live::Live;
+use super::serve::GRACE;
 use super::start::{Opened, ProgramArguments, described, start};
+use super::turn::Turn;
 use super::{CommandError, say};
 use crate::console::Console;
 use crate::intake::Handler;
@@ -38,6 +41,8 @@ pub(super) struct Watch {
     around: (Around, bool),
     /// What runs, and what it was unpacked to.
     running: Vec<Running>,
+    /// Where those of them are, by their names, that take a port of their own.
+    turns: BTreeMap<String, Arc<Turn>>,
     opened: Option<Opened>,
     schedules: JoinSet<()>,
     /// What has changed since all was well.
@@ -76,6 +81,7 @@ impl Watch {
             variables,
             around,
             running: Vec::new(),
+            turns: BTreeMap::new(),
             opened: None,
             schedules: JoinSet::new(),
             changed: BTreeSet::new(),
@@ -114,6 +120,8 @@ impl Watch {
                 let error = error.to_string();
                 eprintln!("error: {error}");
                 self.live.fail(&error);
+                // Whoever waits for what could not be started is told so.
+                self.forget_turns();
             }
         }
     }
@@ -155,10 +163,12 @@ impl Watch {
         if wanted.is_empty() && former.is_empty() {
             return Ok(());
         }
+        let former = self.end_turns(former).await;
         let mut running = start(wanted, &opened.settings, self.console.as_deref(), |running| {
             say(&described(running))
         })
         .await?;
+        self.begin_turns(&mut running);
         running.extend(kept);
         self.live.run(running.clone(), former);
         self.around.0.ask(&opened.program.http, self.around.1);
@@ -170,6 +180,50 @@ impl Watch {
         self.running = running;
         self.opened = Some(opened);
         Ok(())
+    }
+
+    /// Ends those of the `former` components that no other can be started beside; gives back the others, which run on until
+    /// the new ones are there. Whoever asks for the first meanwhile waits.
+    async fn end_turns(&mut self, former: Vec<Running>) -> Vec<Running> {
+        let mut turns = Vec::new();
+        let mut others = Vec::new();
+        for running in former {
+            match self.turns.get(&running.component.name) {
+                Some(turn) => turns.push(turn.clone()),
+                None => others.push(running),
+            }
+        }
+        let is_other = |running: &Running| !turns.iter().any(|turn| turn.is_of(&running.component.name));
+        self.running.retain(is_other);
+        join_all(turns.iter().map(|turn| turn.end(GRACE))).await;
+        others
+    }
+
+    /// Lets those take their turns that have a port of their own, and whoever has waited for one be served.
+    fn begin_turns(&mut self, running: &mut [Running]) {
+        for Running { component, engine } in running {
+            let before = self.turns.remove(&component.name);
+            if let Some(turn) = &before {
+                turn.begin(engine.clone());
+            }
+            if engine.has_own_port() {
+                let turn = before.unwrap_or_else(|| Turn::new(&component.name, engine.clone()));
+                *engine = turn.clone();
+                self.turns.insert(component.name.clone(), turn);
+            }
+        }
+        self.forget_turns();
+    }
+
+    /// Ends the wait for components that don't run any more.
+    fn forget_turns(&mut self) {
+        self.turns.retain(|_, turn| {
+            let goes_on = turn.is_serving();
+            if !goes_on {
+                turn.give_up();
+            }
+            goes_on
+        });
     }
 
     fn is_touched(&self, build: &Build) -> bool {

@@ -69,6 +69,10 @@ impl Engine for Observed {
     fn describe(&self) -> String {
         self.engine.describe()
     }
+
+    fn has_own_port(&self) -> bool {
+        self.engine.has_own_port()
+    }
 }
 
 fn describe(component: &str, event: &Event) -> Value {

@@ -42,6 +42,11 @@ pub trait Engine: Send + Sync + 'static {
 
     /// What was found in the program, for the line that tells the user: "`app` is an ASGI application".
     fn describe(&self) -> String;
+
+    /// Whether it listens on a port of its own choice, so that no other of it can be started as long as it runs.
+    fn has_own_port(&self) -> bool {
+        false
+    }
 }
 
 /// What engines need to know of the machine, whoever set it up.

@@ -177,7 +177,14 @@ impl Build {
             Format::Erofs => disk::erofs(&tree, epoch, &target)?,
             Format::Ext4 => disk::ext4(&tree, epoch, &target)?,
             Format::Cpio => cpio::write(&tree, epoch, &target).map_err(|source| target.error(source))?,
-            Format::Oci => oci::write(tree, &environment, init.architecture, epoch, &target)?,
+            Format::Oci => {
+                // A machine's init looks there by itself; in a container programs are told.
+                if let Some(python) = &recipe.python {
+                    let packages = environment.entry("PYTHONPATH".to_owned());
+                    packages.or_insert_with(|| python.target.get_ref().clone());
+                }
+                oci::write(tree, &environment, init.architecture, epoch, &target)?;
+            }
         }
         let bytes = target.finish()?;
         Ok(Built { bytes, entries })

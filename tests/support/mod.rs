@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use browser::Browser;
 pub use client::{Response, get, get_h2, request};
-pub use process::Running;
+pub use process::{Running, leftovers};
 
 /// How long anything that a test waits for may take: much longer than it does, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -112,7 +112,11 @@ impl Running {
             assert!(Instant::now() < deadline, "it does not end:\n{}", self.output());
             std::thread::park_timeout(Duration::from_millis(2));
         };
-        assert_eq!(leftovers(&self.mark), Vec::<String>::new(), "left behind");
+        assert_eq!(
+            leftovers(&format!("{MARK}={}", self.mark)),
+            Vec::<String>::new(),
+            "left behind"
+        );
         let mut output = self.output.text.lock().unwrap();
         while output.1 > 0 {
             output = self.output.changed.wait(output).unwrap();
@@ -142,15 +146,14 @@ fn follow(pipe: impl Read + Send + 'static, output: &Arc<Output>) {
     });
 }
 
-/// The living processes that have `mark` in their environment (proc_pid_environ(5)), by their command lines.
-fn leftovers(mark: &str) -> Vec<String> {
-    let wanted = format!("{MARK}={mark}");
+/// The living processes that have `variable`, `NAME=VALUE`, in their environment (proc_pid_environ(5)), by their command lines.
+pub fn leftovers(variable: &str) -> Vec<String> {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
         if environment
             .split(|byte| *byte == 0)
-            .any(|variable| variable == wanted.as_bytes())
+            .any(|one| one == variable.as_bytes())
         {
             let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
             found.push(String::from_utf8_lossy(&line).replace('\0', " "));

@@ -41,6 +41,8 @@ pub struct Listening {
     pub addresses: Vec<SocketAddr>,
     /// The socket it listens with, where that was looked for.
     pub listener: Option<Listener>,
+    /// Whether its port is another than the one that it was given: one that it always takes.
+    pub own_port: bool,
 }
 
 /// Where a program may listen.
@@ -49,6 +51,8 @@ pub struct Ports {
     /// Told to the program.
     port: u16,
     conventional: u16,
+    /// Whether `port` is the same at every start.
+    is_fixed: bool,
     /// `PORT` and `HOST`, unless the component's environment has them.
     pub environment: Vec<(String, String)>,
 }
@@ -63,7 +67,8 @@ impl Ports {
         let given = process::environment(component, settings);
         let given = |wanted: &str| Some(&given.iter().rev().find(|(name, _)| name == wanted)?.1);
         let mut environment = Vec::new();
-        let port = match given("PORT") {
+        let fixed = given("PORT");
+        let port = match fixed {
             Some(port) => port
                 .parse()
                 .map_err(|_| StartError::new(format!("{name}: PORT={port} in its environment is no port number")))?,
@@ -82,6 +87,7 @@ impl Ports {
         Ok(Self {
             port,
             conventional,
+            is_fixed: fixed.is_some(),
             environment,
         })
     }
@@ -139,6 +145,7 @@ impl Lookout {
                 process,
                 addresses: listener.reach(),
                 listener: Some(listener),
+                own_port: self.ports.is_fixed || listener.address.port() != self.ports.port,
             }),
             Ok(Err(error)) => Err(blind(name, &error)),
             Err(_) => {

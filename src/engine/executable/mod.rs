@@ -59,6 +59,7 @@ pub fn serve(component: &Component, settings: &Settings, start: Arc<dyn Start>, 
         Some(address) => format!("serves HTTP on {address}"),
         None => "serves HTTP".to_owned(),
     };
+    let own_port = first.own_port;
     Arc::new(Executable {
         shared: Arc::new(Shared {
             component: component.name.clone(),
@@ -67,12 +68,14 @@ pub fn serve(component: &Component, settings: &Settings, start: Arc<dyn Start>, 
             programs: Fleet::new(component, settings, &start, first),
         }),
         description,
+        own_port,
     })
 }
 
 struct Executable {
     shared: Arc<Shared>,
     description: String,
+    own_port: bool,
 }
 
 struct Shared {
@@ -101,6 +104,10 @@ impl Engine for Executable {
 
     fn describe(&self) -> String {
         self.description.clone()
+    }
+
+    fn has_own_port(&self) -> bool {
+        self.own_port
     }
 }
 

@@ -47,6 +47,7 @@ impl Server {
                 process,
                 addresses: vec![(std::net::Ipv4Addr::LOCALHOST, port).into()],
                 listener: None,
+                own_port: false,
             }),
             None => {
                 lookout

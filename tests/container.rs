@@ -46,7 +46,12 @@ impl Podman {
         let told = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "`podman {}`: {errors}{told}", words.join(" "));
-        format!("{told}{}", if words[0] == "logs" { &errors } else { "" })
+        // What a container has printed comes on both.
+        if words[0] == "logs" {
+            format!("{told}\n{errors}")
+        } else {
+            told
+        }
     }
 }
 

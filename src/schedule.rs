@@ -49,15 +49,24 @@ impl Schedule {
     /// The key that is wrong, and a sentence for the one who wrote it.
     pub fn new(component: &str, keys: &ScheduleKeys) -> Result<Self, (&'static str, String)> {
         let cron = Cron::from_str(&keys.cron).map_err(|error| {
-            let message = format!("{:?} is no cron expression: {error}", keys.cron);
+            let why = error.to_string();
+            let why = why.trim_start_matches("Component error: ").trim_end_matches('.');
+            let message = format!("{:?} is no cron expression: {why}", keys.cron);
             (
                 "cron",
-                format!("{message}; minute, hour, day, month, weekday: \"*/5 * * * *\""),
+                format!("{message}; it is minute, hour, day, month, weekday, as \"*/5 * * * *\""),
             )
         })?;
         let method = keys.method.as_deref().unwrap_or("POST");
         let method =
             Method::from_bytes(method.as_bytes()).map_err(|_| ("method", format!("{method:?} is no HTTP method")))?;
+        let upper = method.as_str().to_ascii_uppercase();
+        if upper != method.as_str() {
+            return Err((
+                "method",
+                format!("{method:?} is not how a method is written: {upper:?}"),
+            ));
+        }
         let path = keys.path.as_deref().unwrap_or("/");
         let schedule = Self {
             component: component.to_owned(),

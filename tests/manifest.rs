@@ -163,3 +163,89 @@ fn check_prints_the_schema_that_is_published() {
     );
     assert_eq!(polyinit(&["check"]).0, 2);
 }
+
+/// Mistakes of form and others, in one component and in another: all are told at once, each where it stands.
+#[test]
+fn every_mistake_is_told_at_once() {
+    let manifest = "\
+[components.a]
+source = \"a.py\"
+workers = \"many\"
+memory = \"12XB\"
+cpu = 0
+schedules = [{ cron = \"61 * * * *\" }, { cron = \"* * * * *\", method = \"post\" }]
+[components.b]
+source = \"bee.py\"
+[components.c]
+source = \"a.py\"
+engine = \"node\"
+[components.d]
+source = \".\"
+entrypoint = \"bea:app\"
+[components.e]
+engine = \"static\"
+source = \".\"
+messages = true
+environment = { A = \"1\" }
+[http]
+timeout = -1
+acces_log = \"json\"
+[static]
+folder = \"public\"
+[routes]
+";
+    let folder = program(manifest, &["a", "bea_"]);
+    std::fs::rename(folder.path().join("bea_.py"), folder.path().join("beta.py")).unwrap();
+    let (code, _, errors) = polyinit(&["check", folder.path().to_str().unwrap()]);
+    assert_eq!(code, 1, "{errors}");
+    for (place, said) in [
+        (":3:11: ", "this is a string, and must be an integer or `auto`"),
+        (":4:10: ", "\"12XB\" is no size"),
+        (":5:7: ", "must be a number of processors"),
+        (":6:23: ", "is no cron expression: Number out of bounds; it is minute"),
+        (":6:72: ", "\"post\" is not how a method is written: \"POST\""),
+        (":8:10: ", "did you mean `beta.py`?"),
+        (":11:10: ", "a.py is Python"),
+        (":14:14: ", "did you mean `beta`?"),
+        (":18:12: ", "is for programs, and static files are none"),
+        (":19:1: ", "is for programs, and static files are none"),
+        (":21:11: ", "must be more than 0"),
+        (":22:1: ", "did you mean `access_log`?"),
+        (
+            ":23:2: ",
+            "static files are a component: [components.NAME] with engine = \"static\"",
+        ),
+        (":25:2: ", "it belongs below [components.NAME]"),
+    ] {
+        let account = errors
+            .split("error: ")
+            .find(|account| account.contains(&format!("polyinit.toml{place}")));
+        let account = account.unwrap_or_else(|| panic!("nothing at {place}: {errors}"));
+        assert!(account.contains(said) && account.contains('^'), "{place}: {account}");
+    }
+    assert_eq!(errors.matches("error: ").count(), 14, "{errors}");
+}
+
+/// Nothing is said of what a component does that it doesn't.
+#[test]
+fn who_takes_messages_is_told_truly() {
+    for (template, takes) in [
+        ("static", false),
+        ("executable", false),
+        ("handler", true),
+        ("node", true),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app").to_str().unwrap().to_owned();
+        assert_eq!(polyinit(&["new", template, &path]).0, 0);
+        let (_, inspected, _) = polyinit(&["inspect", &path, "--json"]);
+        let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+        assert_eq!(inspected["components"][0]["messages"], takes, "{template}: {inspected}");
+        let (_, routes, _) = polyinit(&["routes", &path]);
+        assert_eq!(
+            !routes.contains("messages go to no component"),
+            takes,
+            "{template}: {routes}"
+        );
+    }
+}

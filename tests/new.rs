@@ -124,3 +124,17 @@ routes = [\"/bad\"]
     assert_eq!(code, 1);
     assert!(errors.contains("these have: bad, good"), "{errors}");
 }
+
+#[test]
+fn what_to_do_next_can_be_copied_to_a_shell() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("it's mine").to_str().unwrap().to_owned();
+    let (code, said, errors) = polyinit(&["new", "python", &path]);
+    assert_eq!(code, 0, "{errors}");
+    let line = said.lines().find(|line| line.contains("cd ")).unwrap();
+    let output = std::process::Command::new("sh")
+        .args(["-c", &format!("{line} && pwd")])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), path);
+}

@@ -68,7 +68,7 @@ fn describe(component: &Component, alone: bool) -> Result<Value, CommandError> {
         "root": component.root,
         "entrypoint": entrypoint,
         "routes": routes,
-        "messages": component.messages || alone,
+        "messages": component.takes_messages(alone),
         "environment": component.environment.keys().collect::<Vec<_>>(),
         "may": may(component),
         "manifest": component.keys,

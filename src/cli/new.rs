@@ -149,11 +149,21 @@ impl New {
         let names: Vec<&str> = self.template.files.iter().map(|file| file.path).collect();
         say(&format!("{shown}: {}", names.join(", ")));
         say("next:");
-        say(&format!("  cd {shown}"));
+        say(&format!("  cd {}", quoted(&shown.to_string())));
         if let Some(needs) = self.template.needs {
             say(&format!("  {needs}"));
         }
         say("  polyinit serve .");
         Ok(())
+    }
+}
+
+/// A word as a shell takes it (POSIX, Shell Command Language, 2.2.2).
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./+,:@%".contains(&byte);
+    if word.bytes().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }

@@ -49,10 +49,8 @@ impl Routes {
             let component = &components[*place];
             say(&format!("{text:width$}  {} ({})", component.name, component.engine));
         }
-        let messages = match &components[..] {
-            [only] => Some(only),
-            several => several.iter().find(|component| component.messages),
-        };
+        let alone = components.len() == 1;
+        let messages = components.iter().find(|component| component.takes_messages(alone));
         match messages {
             Some(component) => say(&format!(
                 "messages{:1$}  {2} ({3})",

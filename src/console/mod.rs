@@ -167,7 +167,7 @@ impl Console {
                 "why": component.why,
                 "found": found,
                 "routes": routes,
-                "messages": component.messages || components.len() == 1,
+                "messages": component.takes_messages(components.len() == 1),
                 "processes": used.iter().map(|used| used.processes).sum::<usize>(),
                 "memory": used.iter().map(|used| used.bytes).sum::<u64>(),
             })

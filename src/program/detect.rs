@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::report::mistake::nearest;
+
 use super::{Component, EngineKind, Entrypoint, Hint, Interface, ProgramError};
 
 /// Files that a Python program may begin with, best first.
@@ -64,6 +66,18 @@ pub enum FileKind {
 }
 
 impl FileKind {
+    /// As a part of a sentence.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Wasm => "WebAssembly",
+            Self::Elf => "an ELF executable",
+            Self::Script => "a script with #!",
+            Self::Python => "Python",
+            Self::Node => "JavaScript or TypeScript",
+            Self::Other => "none of what can be run",
+        }
+    }
+
     /// Looks at name and first bytes of a file.
     ///
     /// # Errors
@@ -144,6 +158,16 @@ impl Finder<'_> {
             None => (entrypoint, None),
         };
         let python = module.split('.').all(is_identifier);
+        if let Some(meant) = self
+            .misspelt(module)
+            .filter(|_| python && self.hint.interface.is_none())
+        {
+            return Err(ProgramError::Misspelt {
+                entrypoint: entrypoint.to_owned(),
+                root: self.root.to_owned(),
+                meant,
+            });
+        }
         if python && (self.has_module(module) || self.hint.engine == Some(EngineKind::Python)) {
             return self.python(
                 module,
@@ -173,8 +197,15 @@ impl Finder<'_> {
         if let Some(chosen) = self.hint.engine {
             let why = "the manifest says so".to_owned();
             return match chosen {
-                EngineKind::Python => self.python(&module_of(file), None, why),
-                other => engine(other, why),
+                EngineKind::Python if kind == FileKind::Python => self.python(&module_of(file), None, why),
+                EngineKind::Executable => engine(chosen, why),
+                EngineKind::Node if kind == FileKind::Node => engine(chosen, why),
+                EngineKind::Wasm if kind == FileKind::Wasm => engine(chosen, why),
+                _ => Err(ProgramError::OtherEngine {
+                    engine: chosen,
+                    path,
+                    is: kind.name(),
+                }),
             };
         }
         let is_script = || std::fs::read(&path).is_ok_and(|content| content.starts_with(b"#!"));
@@ -276,6 +307,22 @@ impl Finder<'_> {
             attribute,
         };
         Ok(self.component(EngineKind::Python, entrypoint, why))
+    }
+
+    /// The module of the program whose name is near to one that isn't there: an installed one may be meant all the same, but
+    /// hardly where its name is as good as the program's own.
+    fn misspelt(&self, module: &str) -> Option<String> {
+        let first = module.split('.').next().unwrap_or(module);
+        if self.has_module(first) {
+            return None;
+        }
+        let own: Vec<String> = files_in(self.root)
+            .into_iter()
+            .filter(|file| file.extension().is_some_and(|extension| extension == "py"))
+            .map(|file| module_of(&file))
+            .collect();
+        let meant = nearest(first, own.iter().map(String::as_str))?;
+        Some(meant.to_owned())
     }
 
     fn has_module(&self, module: &str) -> bool {

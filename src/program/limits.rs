@@ -214,6 +214,20 @@ pub fn mistakes(keys: &ComponentKeys, engine: EngineKind) -> Vec<(&'static str, 
     if engine != EngineKind::Wasm && keys.wasm != Sandbox::default() {
         say("wasm", "is for WebAssembly, which this is not");
     }
+    if engine == EngineKind::Static {
+        let program_keys = [
+            ("entrypoint", keys.entrypoint.is_some()),
+            ("environment", !keys.environment.is_empty()),
+            ("memory", keys.memory.is_some()),
+            ("messages", keys.messages.any()),
+            ("request_timeout", keys.request_timeout.is_some()),
+            ("schedules", !keys.schedules.is_empty()),
+            ("start_timeout", keys.start_timeout.is_some()),
+        ];
+        for (key, _) in program_keys.into_iter().filter(|(_, is_set)| *is_set) {
+            say(key, "is for programs, and static files are none");
+        }
+    }
     if matches!(engine, EngineKind::Wasm | EngineKind::Static) {
         let process_keys = [
             ("workers", keys.workers.is_some()),

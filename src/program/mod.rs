@@ -33,7 +33,8 @@ pub enum EngineKind {
     Executable,
     /// A WebAssembly module or component, inside this process.
     Wasm,
-    /// No program: the files of a folder.
+    /// No program: the files of a folder, with ranges, `ETag`, and `.br`, `.zst` and `.gz` files in the place of what they
+    /// were compressed from. Its `routes` say below which path they are.
     Static,
 }
 
@@ -88,6 +89,16 @@ impl Component {
             messages: false,
             keys: ComponentKeys::default(),
             why: String::new(),
+        }
+    }
+
+    /// Whether network messages go here, where that can be told before it is started.
+    pub fn takes_messages(&self, alone: bool) -> bool {
+        match self.engine {
+            EngineKind::Static => false,
+            // A program that knows of requests alone would be surprised.
+            EngineKind::Executable => self.messages,
+            EngineKind::Python | EngineKind::Node | EngineKind::Wasm => self.messages || alone,
         }
     }
 
@@ -147,6 +158,18 @@ pub enum ProgramError {
         entrypoint: String,
         root: PathBuf,
         there: String,
+    },
+    #[error("there is no module for the entrypoint {entrypoint:?} in {root}; did you mean `{meant}`?", root = .root.display())]
+    Misspelt {
+        entrypoint: String,
+        root: PathBuf,
+        meant: String,
+    },
+    #[error("the manifest says engine = \"{engine}\", and {path} is {is}", path = .path.display())]
+    OtherEngine {
+        engine: EngineKind,
+        path: PathBuf,
+        is: &'static str,
     },
     #[error(
         "{path} begins with \"{start}\", which is nothing that can be run: WebAssembly, an ELF executable, a script \

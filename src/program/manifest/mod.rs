@@ -13,6 +13,7 @@
 //! [`keys`] has the keys, [`schema`] holds a text against them, and what types can't say is checked here. All mistakes
 //! are told at once, each where it stands.
 
+mod form;
 mod http;
 mod keys;
 mod schema;
@@ -33,7 +34,7 @@ pub use schema::schema;
 use super::build::Build;
 use super::route::Route;
 use super::{Component, Hint, Program, ProgramError, detect, limits};
-use crate::report::mistake::{Mistake, Source};
+use crate::report::mistake::{Mistake, Source, nearest};
 use crate::schedule::Schedule;
 
 /// The name of the file.
@@ -121,14 +122,21 @@ fn with_text<T>(
 }
 
 fn keys_of(source: Source<'_>) -> Result<ManifestKeys, Vec<Mistake>> {
-    toml::from_str(source.text).map_err(|first| mistakes_of_form(source, &first))
+    toml::from_str(source.text).map_err(|first| form::mistakes(source, &first).0)
 }
 
 fn parse(source: Source<'_>, root: &Path) -> Result<Program, Vec<Mistake>> {
-    let keys = keys_of(source)?;
+    let (keys, mistakes) = match toml::from_str(source.text) {
+        Ok(keys) => (keys, Vec::new()),
+        Err(first) => match form::mistakes(source, &first) {
+            // What is left may have mistakes of the other kind, which are told, too.
+            (mistakes, Some(keys)) => (keys, mistakes),
+            (mistakes, None) => return Err(mistakes),
+        },
+    };
     let mut check = Check {
         source,
-        found: Vec::new(),
+        found: mistakes,
     };
     let program = check.program(keys, root);
     if check.found.is_empty() {
@@ -138,21 +146,14 @@ fn parse(source: Source<'_>, root: &Path) -> Result<Program, Vec<Mistake>> {
     Err(check.found)
 }
 
-/// Every mistake that TOML's grammar or the schema tells of; at least the `first` one, which stopped deserialising.
-fn mistakes_of_form(source: Source<'_>, first: &toml::de::Error) -> Vec<Mistake> {
-    let of = |error: &toml::de::Error| source.mistake(error.span().unwrap_or(0..0), error.message(), None);
-    let (document, errors) = DeTable::parse_recoverable(source.text);
-    // What is left of a broken document would be full of mistakes that nobody made.
-    let mut mistakes: Vec<Mistake> = errors.iter().map(of).collect();
-    if mistakes.is_empty() {
-        let found = schema::check(&document).into_iter();
-        mistakes.extend(found.map(|found| source.mistake(found.span, found.message, found.hint)));
-    }
-    if mistakes.is_empty() {
-        mistakes.push(of(first));
-    }
-    mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
-    mistakes
+/// The name in the same folder that is nearest to that of `path`, which isn't there.
+fn neighbour(path: &Path) -> Option<String> {
+    let wanted = path.file_name()?.to_str()?;
+    let entries = std::fs::read_dir(path.parent()?).ok()?.flatten();
+    let names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    nearest(wanted, names.iter().map(String::as_str)).map(str::to_owned)
 }
 
 /// One step of the way to a value.
@@ -210,8 +211,12 @@ impl Check<'_> {
         let path = root.join(&keys.source);
         if !path.exists() {
             let message = format!("there is no {}", path.display());
-            let hint = keys.build.as_ref().map(|_| "run `polyinit build`, which makes it");
-            self.say(&[&at[..], &[Step::Key("source")]].concat(), message, hint);
+            let hint = match &keys.build {
+                Some(_) => Some("run `polyinit build`, which makes it".to_owned()),
+                None => neighbour(&path)
+                    .map(|name| format!("did you mean `{}`?", keys.source.with_file_name(name).display())),
+            };
+            self.say(&[&at[..], &[Step::Key("source")]].concat(), message, hint.as_deref());
             return None;
         }
         match detect::find(&path, &hint) {
@@ -231,7 +236,8 @@ impl Check<'_> {
             }
             Err(error) => {
                 let key = match &error {
-                    ProgramError::NoEntrypoint { .. } => "entrypoint",
+                    ProgramError::NoEntrypoint { .. } | ProgramError::Misspelt { .. } => "entrypoint",
+                    ProgramError::OtherEngine { .. } => "engine",
                     _ => "source",
                 };
                 self.say(&[&at[..], &[Step::Key(key)]].concat(), error.to_string(), None);

@@ -93,21 +93,25 @@ impl<'a> Walk<'a> {
                 list.iter().chain(alternative.get("const")).filter_map(Value::as_str)
             })
             .collect();
-        let is_null = |alternative: &Value| alternative["type"] == "null";
-        let mut of_type = alternatives
+        if value.get_ref().as_str().is_some_and(|text| words.contains(&text)) {
+            return;
+        }
+        let others: Vec<&'a Value> = alternatives
+            .into_iter()
+            .filter(|alternative| alternative["type"] != "null")
+            .filter(|alternative| alternative.get("const").is_none() && alternative.get("enum").is_none())
+            .collect();
+        let of_type = others
             .iter()
-            .filter(|alternative| !is_null(alternative) && alternative.get("const").is_none());
-        if let Some(&schema) = of_type.find(|schema| nested(schema) || fits(value.get_ref(), schema)) {
+            .find(|schema| nested(schema) || fits(value.get_ref(), schema));
+        if let Some(schema) = of_type {
             return self.value(value, schema);
         }
-        if !words.is_empty() {
+        if others.is_empty() {
             return self.word(value, &words);
         }
-        let wanted: Vec<String> = alternatives
-            .iter()
-            .filter(|alternative| !is_null(alternative))
-            .map(|alternative| wanted(alternative))
-            .collect();
+        let mut wanted: Vec<String> = others.into_iter().map(wanted).collect();
+        wanted.extend(words.iter().map(|word| format!("`{word}`")));
         let message = format!(
             "this is {}, and must be {}",
             article(value.get_ref().type_str()),
@@ -145,7 +149,12 @@ impl<'a> Walk<'a> {
             } else if schema["additionalProperties"].is_object() {
                 self.value(value, &schema["additionalProperties"]);
             } else {
-                let hint = did_you_mean(name, known()).or_else(|| {
+                let elsewhere = || {
+                    std::ptr::eq(schema, self.root)
+                        .then(|| below_components(name, self.root))
+                        .flatten()
+                };
+                let hint = did_you_mean(name, known()).or_else(elsewhere).or_else(|| {
                     let list = known().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
                     Some(format!("the keys here are {list}"))
                 });
@@ -187,6 +196,16 @@ impl<'a> Walk<'a> {
         };
         self.say(value.span(), message, None);
     }
+}
+
+/// What to say of a key that is one of a component's, and stands at the top.
+fn below_components(name: &str, root: &Value) -> Option<String> {
+    if name == "static" {
+        return Some("static files are a component: [components.NAME] with engine = \"static\"".to_owned());
+    }
+    let keys = root["$defs"]["ComponentKeys"]["properties"].as_object()?;
+    keys.contains_key(name)
+        .then(|| "it is a component's: it belongs below [components.NAME]".to_owned())
 }
 
 /// Whether a schema is made of others, so that its own type says nothing.

@@ -64,7 +64,7 @@ impl Schedule {
         if upper != method.as_str() {
             return Err((
                 "method",
-                format!("{method:?} is not how a method is written: {upper:?}"),
+                format!("\"{method}\" is not how a method is written: {upper:?}"),
             ));
         }
         let path = keys.path.as_deref().unwrap_or("/");

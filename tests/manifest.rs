@@ -203,7 +203,7 @@ folder = \"public\"
         (":4:10: ", "\"12XB\" is no size"),
         (":5:7: ", "must be a number of processors"),
         (":6:23: ", "is no cron expression: Number out of bounds; it is minute"),
-        (":6:72: ", "\"post\" is not how a method is written: \"POST\""),
+        (":6:70: ", "\"post\" is not how a method is written: \"POST\""),
         (":8:10: ", "did you mean `beta.py`?"),
         (":11:10: ", "a.py is Python"),
         (":14:14: ", "did you mean `beta`?"),

@@ -19,7 +19,8 @@ use crate::event::{Body, Context, Failure, Reply};
 #[derive(Clone, Default)]
 pub(super) struct Slot(Arc<Mutex<Option<Response>>>);
 
-type Response = Result<http::Response<WasiBody>, String>;
+/// What the guest answered, or the error in place of it.
+pub(super) type Response = Result<http::Response<WasiBody>, String>;
 
 impl Slot {
     pub(super) fn set(&self, response: Response) {

@@ -94,6 +94,19 @@ impl<G: Send> Place<G> {
         }
     }
 
+    /// What is wrong with a guest that ended this way, if anything is.
+    ///
+    /// # Errors
+    /// As [`failure::ended`].
+    pub(super) fn ended(&self, shared: &Shared, error: &wasmtime::Error) -> Result<(), Failure> {
+        failure::ended(error, &self.log, self.store.data().limits.refused(), shared.fuel)
+    }
+
+    /// What the guest writes to.
+    pub(super) fn logs(&self) -> [Log; 2] {
+        [self.log.clone(), self.stdout.clone()]
+    }
+
     /// For another event.
     fn begin(&mut self, shared: &Shared, context: &Context) {
         self.log.begin(context.id);
@@ -159,15 +172,26 @@ impl<T: Template> Instances<T> {
     ) -> Result<(), Failure> {
         match handled {
             Ok(()) => {
-                self.give_back(shared, place);
+                self.give_back(shared, place, 1);
                 Ok(())
             }
-            Err(error) => failure::ended(&error, &place.log, place.store.data().limits.refused(), shared.fuel),
+            Err(error) => place.ended(shared, &error),
         }
     }
 
-    fn give_back(self: &Arc<Self>, shared: &Arc<Shared>, mut place: Place<T::Guest>) {
-        place.events = place.events.saturating_add(1);
+    /// Whether an instance stands ready.
+    pub(super) fn any_ready(&self) -> bool {
+        !self.ready().is_empty()
+    }
+
+    /// Events that the instance in `place` may have yet.
+    pub(super) fn left(&self, place: &Place<T::Guest>) -> u32 {
+        self.reuse.saturating_sub(place.events)
+    }
+
+    /// Takes back the place of `events` that ended well.
+    pub(super) fn give_back(self: &Arc<Self>, shared: &Arc<Shared>, mut place: Place<T::Guest>, events: u32) {
+        place.events = place.events.saturating_add(events);
         if place.events < self.reuse && !shared.is_stopped() {
             if let Some(reserved) = shared.runtime.reserve(shared.memories) {
                 self.keep(shared, place, reserved);

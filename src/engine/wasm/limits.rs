@@ -1,6 +1,7 @@
 //! How much memory guests may have: each for itself, and all of them together.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use wasmtime::ResourceLimiter;
 
@@ -73,6 +74,7 @@ pub(super) struct Limits {
     held: usize,
     last_growth: usize,
     refused: Option<Refused>,
+    interrupted: Arc<AtomicBool>,
 }
 
 /// Why a guest got no more memory; it is not told, so this may explain why it failed.
@@ -93,7 +95,13 @@ impl Limits {
             held: 0,
             last_growth: 0,
             refused: None,
+            interrupted: Arc::default(),
         }
+    }
+
+    /// Set when the guest is interrupted while it computes, for others to have their turn.
+    pub(super) fn interrupted(&self) -> &Arc<AtomicBool> {
+        &self.interrupted
     }
 
     /// For another event.

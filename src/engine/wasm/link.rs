@@ -19,7 +19,7 @@ use super::limits::Limits;
 use super::load::{Code, SERVICE};
 use super::message::{self, MessagePre};
 use super::runtime::Runtime;
-use super::sockets;
+use super::{service, sockets};
 use crate::engine::StartError;
 use crate::program::sandbox::Sandbox;
 
@@ -44,7 +44,7 @@ impl Linked {
     pub(super) fn make_ahead(&self, shared: &Arc<Shared>) {
         match &self.http {
             Some(Http::Proxy(instances)) => instances.make_ahead(shared, None),
-            Some(Http::Service(instances)) => instances.make_ahead(shared, None),
+            Some(Http::Service(handler)) => handler.instances.make_ahead(shared, None),
             None => {}
         }
         if let Some(instances) = &self.message {
@@ -56,7 +56,7 @@ impl Linked {
     pub(super) fn clear(&self) {
         match &self.http {
             Some(Http::Proxy(instances)) => instances.clear(),
-            Some(Http::Service(instances)) => instances.clear(),
+            Some(Http::Service(handler)) => handler.instances.clear(),
             None => {}
         }
         if let Some(instances) = &self.message {
@@ -70,7 +70,7 @@ pub(super) enum Http {
     /// Version 0.2.
     Proxy(Arc<Instances<ProxyPre<ComponentHost>>>),
     /// Version 0.3.
-    Service(Arc<Instances<ServicePre<ComponentHost>>>),
+    Service(service::Handler),
 }
 
 /// Events that one instance has unless the program says otherwise: guests for 0.2 are written for one request.
@@ -211,7 +211,7 @@ fn link_component(
     let http = if service {
         let template = ServicePre::new(pre.clone()).map_err(failed)?;
         let reuse = sandbox.reuse.map_or(SERVICE_REUSE, NonZeroU32::get);
-        Some(Http::Service(Instances::new(template, reuse, cores)))
+        Some(Http::Service(service::Handler::new(Instances::new(template, reuse, cores))))
     } else if proxy {
         let template = ProxyPre::new(pre.clone()).map_err(failed)?;
         let reuse = sandbox.reuse.map_or(PROXY_REUSE, NonZeroU32::get);

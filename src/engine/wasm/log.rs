@@ -11,7 +11,7 @@ use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-use crate::event::EventId;
+use crate::event::{EventId, Failure};
 
 /// The longest line that is logged as one; a longer one is broken.
 const LINE_LIMIT: usize = 4 << 10;
@@ -53,6 +53,22 @@ impl Log {
         }
         lines.tail.clear();
         lines.event = event;
+    }
+
+    /// What comes now is of none of the events that the guest has at once: nobody can tell whose it is.
+    pub(super) fn share(&self) {
+        let mut lines = self.lines();
+        if !lines.open.is_empty() {
+            lines.end_line();
+        }
+        lines.event = EventId::NONE;
+    }
+
+    /// Logs a failure that no reply can tell of any more.
+    pub(super) fn report(&self, failure: &Failure) {
+        let lines = self.lines();
+        let traceback = failure.traceback.as_deref().unwrap_or_default();
+        tracing::warn!(target: "guest", component = %lines.component, event = %lines.event, "{failure}\n{traceback}");
     }
 
     /// Logs what the guest was refused, and remembers it with what the guest itself says: it may be why it fails.

@@ -27,6 +27,7 @@ mod proxy;
 mod run;
 mod runtime;
 mod service;
+mod sharing;
 mod sockets;
 mod stdio;
 #[cfg(test)]
@@ -201,6 +202,15 @@ struct Shared {
 impl Shared {
     /// A place for a guest, and the terms that it has it on.
     async fn terms(&self, context: &Context) -> Result<Terms, Failure> {
+        let terms = self.terms_without_place(context)?;
+        Ok(Terms {
+            _admission: Some(self.runtime.admit(self.memories).await?),
+            ..terms
+        })
+    }
+
+    /// The terms for an event whose instance has its place from elsewhere.
+    fn terms_without_place(&self, context: &Context) -> Result<Terms, Failure> {
         let started = Instant::now();
         let tracked = self.guests.token();
         if self.is_stopped() {
@@ -213,7 +223,7 @@ impl Shared {
             timeout: self.timeout,
             stop: self.stop.clone(),
             _tracked: tracked,
-            _admission: self.runtime.admit(self.memories).await?,
+            _admission: None,
         })
     }
 

@@ -170,6 +170,11 @@ impl Hooks {
         self.trace.clone_from(&context.trace);
     }
 
+    /// For another event beside those that there are; a request may be of any of them.
+    pub(super) fn join(&mut self, depth: u8) {
+        self.depth = self.depth.max(depth);
+    }
+
     fn send(
         &mut self,
         mut request: http::Request<WasiBody>,

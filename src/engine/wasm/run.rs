@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::runtime::Admission;
+use super::sharing::Attend;
 use crate::event::{Body, BodyError, EventId, Failure, FailureKind};
 
 /// Pieces of a reply that is whole already are made one up to this size, in bytes; larger ones are not copied.
@@ -32,16 +33,34 @@ pub(super) struct Terms {
     /// Cancelled when the engine shall leave nothing running.
     pub(super) stop: CancellationToken,
     pub(super) _tracked: TaskTrackerToken,
-    pub(super) _admission: Admission,
+    /// Where the guest has it, and not the instance.
+    pub(super) _admission: Option<Admission>,
 }
 
 /// The whole way of one guest, from its instance to its end.
 pub(super) type Guest = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
 type End = Pin<Box<dyn Future<Output = Failure> + Send>>;
 
+/// What the event waits for.
+enum Work {
+    /// A guest of its own.
+    Own(Guest),
+    /// An instance that may have other events, too.
+    Shared(Box<dyn Attend>),
+}
+
+impl Work {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        match self {
+            Self::Own(guest) => guest.as_mut().poll(cx),
+            Self::Shared(attendance) => Pin::new(attendance).poll(cx),
+        }
+    }
+}
+
 /// A guest at work: done when the guest is, or with the failure that ended it. Dropping it ends the guest.
 pub(super) struct Run {
-    guest: Option<Guest>,
+    guest: Option<Work>,
     /// What may end the guest from outside; made when it first has to wait, which most never do.
     end: Option<End>,
     terms: Terms,
@@ -49,8 +68,17 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn new(terms: Terms, guest: Guest) -> Self {
+        Self::of(terms, Work::Own(guest))
+    }
+
+    /// In an instance that may have other events, too.
+    pub(super) fn shared(terms: Terms, attendance: impl Attend + 'static) -> Self {
+        Self::of(terms, Work::Shared(Box::new(attendance)))
+    }
+
+    fn of(terms: Terms, work: Work) -> Self {
         Self {
-            guest: Some(guest),
+            guest: Some(work),
             end: None,
             terms,
         }
@@ -58,6 +86,14 @@ impl Run {
 
     fn out_of_time(&self) -> bool {
         self.terms.started.elapsed() >= self.terms.timeout
+    }
+
+    /// The failure of an instance that others have, too, if it ended meanwhile.
+    fn failed(&mut self) -> Option<Failure> {
+        match &mut self.guest {
+            Some(Work::Shared(attendance)) => attendance.failed(),
+            _ => None,
+        }
     }
 
     /// Logs a failure that no reply can tell of any more.
@@ -69,6 +105,10 @@ impl Run {
 
     /// Lets the guest finish what it does after its reply.
     fn detach(mut self) {
+        if let Some(Work::Shared(attendance)) = &mut self.guest {
+            attendance.let_go();
+            return;
+        }
         let Ok(tokio) = tokio::runtime::Handle::try_current() else {
             return;
         };
@@ -100,7 +140,7 @@ impl Future for Run {
             return Poll::Ready(Ok(()));
         };
         // Unwind safety: after a panic the guest, with all that it had, is dropped.
-        let polled = catch_unwind(AssertUnwindSafe(|| guest.as_mut().poll(cx)));
+        let polled = catch_unwind(AssertUnwindSafe(|| guest.poll(cx)));
         if let Poll::Ready(result) = polled.unwrap_or_else(|_| Poll::Ready(Err(panicked()))) {
             self.guest = None;
             return Poll::Ready(result);
@@ -131,7 +171,7 @@ fn end(deadline: Instant, timeout: Duration, stop: CancellationToken) -> End {
 }
 
 /// What a guest asked for made our side of its interface panic; that is this event's failure and nobody else's.
-fn panicked() -> Failure {
+pub(super) fn panicked() -> Failure {
     Failure::new(
         FailureKind::Program,
         "polyinit itself failed at something that the guest asked for; the log says where",
@@ -189,8 +229,15 @@ where
     }
 
     fn the_end(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
-        if let Some(run) = self.run.take() {
-            run.detach();
+        if let Some(mut run) = self.run.take() {
+            match run.failed() {
+                // What there is of a body ends with its instance.
+                Some(failure) => {
+                    run.report(&failure);
+                    self.failure = Some(failure);
+                }
+                None => run.detach(),
+            }
         }
         self.failure.take().map(|failure| Err(failure.into()))
     }

@@ -118,12 +118,20 @@ impl Runtime {
     /// # Errors
     /// [`FailureKind::Unavailable`] if no place becomes free in time.
     pub(super) async fn admit(&'static self, memories: u32) -> Result<Admission, Failure> {
-        let wanted = memories.clamp(1, self.slot_count);
-        let slot = match self.slots.try_acquire_many(wanted) {
-            Ok(slot) => slot,
-            Err(_) => self.queue(wanted).await?,
-        };
+        if let Some(admission) = self.try_admit(memories) {
+            return Ok(admission);
+        }
+        let slot = self.queue(memories.clamp(1, self.slot_count)).await?;
         Ok(Admission {
+            _slot: slot,
+            _watch: self.watch(),
+        })
+    }
+
+    /// As [`Self::admit`], if there is a place now.
+    pub(super) fn try_admit(&'static self, memories: u32) -> Option<Admission> {
+        let slot = self.slots.try_acquire_many(memories.clamp(1, self.slot_count)).ok()?;
+        Some(Admission {
             _slot: slot,
             _watch: self.watch(),
         })
@@ -185,7 +193,10 @@ impl Runtime {
         let mut store = Store::new(&self.engine, data);
         store.limiter(|data| data.limits());
         // `yield_now` lets the I/O driver run too, which a future that wakes itself would not.
-        store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))));
+        store.epoch_deadline_callback(|mut store| {
+            store.data_mut().limits().interrupted().store(true, Ordering::Relaxed);
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+        });
         self.wind_up(&mut store, fuel);
         store
     }

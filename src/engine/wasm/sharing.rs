@@ -1,0 +1,481 @@
+//! One instance of a WASI 0.3 service, and the events that it has at once.
+//!
+//! ```text
+//! first event -> Worker -> Attendance: polls the instance itself, as long as it is alone
+//! later event -> Sharing::join -> Attendance: a task of the worker's own polls the instance from now on
+//! ```
+//!
+//! An event joins an instance only while that waits for something: one that computes would keep it waiting. Most events
+//! are done before anything waits, and cost no task and no wake-up.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures_util::task::AtomicWaker;
+
+use super::Shared;
+use super::exchange::{Response, Slot};
+use super::log::Log;
+use super::run::{Guest, panicked};
+use crate::event::{Failure, FailureKind};
+
+/// Events that one instance has at once, each of which has its own time.
+const AT_ONCE: usize = 16;
+
+/// An event on its way to an instance: what it asks for, and where its reply is waited for.
+pub(super) struct Entering<R> {
+    pub(super) request: R,
+    pub(super) member: Arc<Member>,
+    /// Components that it has come through.
+    pub(super) depth: u8,
+}
+
+/// One event of an instance, as both its sides know it.
+pub(super) struct Member {
+    pub(super) slot: Slot,
+    /// When its time is over.
+    deadline: Instant,
+    /// Whether the guest has answered: what becomes of the instance then is no concern of the event's.
+    answered: AtomicBool,
+    /// How the instance ended, where it did before the event did.
+    outcome: Mutex<Option<Result<(), Failure>>>,
+    waker: AtomicWaker,
+}
+
+impl Member {
+    pub(super) fn new(deadline: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            slot: Slot::default(),
+            deadline,
+            answered: AtomicBool::new(false),
+            outcome: Mutex::default(),
+            waker: AtomicWaker::new(),
+        })
+    }
+
+    pub(super) fn answer(&self, response: Response) {
+        self.slot.set(response);
+        self.answered.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn end(&self, outcome: Result<(), Failure>) {
+        *lock(&self.outcome) = Some(outcome);
+        self.waker.wake();
+    }
+}
+
+/// What the instance, as it works, and those who have events in it know of each other.
+pub(super) struct Control<R> {
+    table: Mutex<Table<R>>,
+    /// Whether the instance could take another event when it was last polled.
+    open: AtomicBool,
+    /// Whether the guest was interrupted while it computed since then.
+    interrupted: Arc<AtomicBool>,
+    /// The task that polls the instance, where there is one.
+    task: AtomicWaker,
+    /// What the guest writes to, which is of no single event any more when there are several.
+    logs: [Log; 2],
+}
+
+struct Table<R> {
+    entering: VecDeque<Entering<R>>,
+    members: Vec<Arc<Member>>,
+    /// Events that the instance has had, and may have.
+    events: u32,
+    limit: u32,
+    /// The latest of all deadlines.
+    deadline: Instant,
+    /// Takes no more events: it has ended, or an event was given up that the guest may still work on.
+    closed: bool,
+    given_up: bool,
+    /// All who have an event in it know how it ended.
+    ended: bool,
+}
+
+impl<R> Control<R> {
+    /// For an instance that may have `limit` events from now on, and has that of `first`.
+    pub(super) fn new(first: &Arc<Member>, limit: u32, interrupted: Arc<AtomicBool>, logs: [Log; 2]) -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::new(Table {
+                entering: VecDeque::new(),
+                members: vec![first.clone()],
+                events: 1,
+                limit,
+                deadline: first.deadline,
+                closed: false,
+                given_up: false,
+                ended: false,
+            }),
+            open: AtomicBool::new(false),
+            interrupted,
+            task: AtomicWaker::new(),
+            logs,
+        })
+    }
+
+    /// Says whether the guest could take another event now.
+    pub(super) fn set_open(&self, open: bool) {
+        self.open.store(open, Ordering::Release);
+    }
+
+    /// The next event that waits to be given to the guest.
+    pub(super) fn next(&self) -> Option<Entering<R>> {
+        lock(&self.table).entering.pop_front()
+    }
+
+    /// Takes no more events, unless one came just now. True if it is closed.
+    pub(super) fn close(&self) -> bool {
+        let mut table = lock(&self.table);
+        table.closed = table.entering.is_empty();
+        table.closed
+    }
+
+    /// Events that the instance has had.
+    pub(super) fn events(&self) -> u32 {
+        lock(&self.table).events
+    }
+
+    /// Tells all who have an event in the instance how it ended; before it is dropped, so that none takes the end of
+    /// what it has of a reply for the end of the reply.
+    pub(super) fn end(&self, outcome: &Result<(), Failure>) {
+        let mut table = lock(&self.table);
+        if std::mem::replace(&mut table.ended, true) {
+            return;
+        }
+        table.closed = true;
+        let members = std::mem::take(&mut table.members);
+        table.entering.clear();
+        drop(table);
+        if let (Err(failure), true) = (outcome, members.is_empty()) {
+            self.logs[0].report(failure);
+        }
+        let outcome = match outcome {
+            Err(failure) if members.len() > 1 => Err(Failure {
+                message: format!(
+                    "{}; its instance had {} events at once, which all failed with it",
+                    failure.message,
+                    members.len()
+                ),
+                ..failure.clone()
+            }),
+            outcome => outcome.clone(),
+        };
+        for member in members {
+            member.end(outcome.clone());
+        }
+    }
+
+    /// Polls the instance, and notes whether it could take another event then.
+    fn poll(&self, guest: &mut Guest, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.set_open(false);
+        self.interrupted.store(false, Ordering::Relaxed);
+        guest.as_mut().poll(cx)
+    }
+
+    /// Whether another event would be taken, and not be kept waiting by what the guest computes.
+    fn is_joinable(&self) -> bool {
+        let table = lock(&self.table);
+        self.open.load(Ordering::Acquire)
+            && !self.interrupted.load(Ordering::Relaxed)
+            && !table.closed
+            && table.events < table.limit
+            && table.members.len() < AT_ONCE
+    }
+
+    fn enter(&self, entering: Entering<R>) -> Result<Arc<Member>, Entering<R>> {
+        if !self.is_joinable() {
+            return Err(entering);
+        }
+        let mut table = lock(&self.table);
+        if table.closed {
+            return Err(entering);
+        }
+        let member = entering.member.clone();
+        table.events += 1;
+        table.deadline = table.deadline.max(member.deadline);
+        table.members.push(member.clone());
+        table.entering.push_back(entering);
+        drop(table);
+        for log in &self.logs {
+            log.share();
+        }
+        Ok(member)
+    }
+
+    /// The event is over, or given up before the guest has answered it.
+    fn leave(&self, member: &Arc<Member>) {
+        let mut table = lock(&self.table);
+        table.members.retain(|other| !Arc::ptr_eq(other, member));
+        table.entering.retain(|other| !Arc::ptr_eq(&other.member, member));
+        if !member.answered.load(Ordering::Acquire) {
+            table.closed = true;
+            table.given_up = true;
+        }
+        drop(table);
+        self.task.wake();
+    }
+
+    /// Why an instance that is not done has to end, if it has to.
+    fn must_end(&self) -> Option<Result<(), Failure>> {
+        let table = lock(&self.table);
+        if Instant::now() >= table.deadline {
+            return Some(Err(Failure::new(
+                FailureKind::Timeout,
+                "the guest was not done in time and was ended",
+            )));
+        }
+        if !table.given_up {
+            return None;
+        }
+        if table.members.is_empty() {
+            return Some(Ok(()));
+        }
+        // The others would have no turn until their own time is over.
+        self.interrupted.load(Ordering::Relaxed).then(|| {
+            Err(Failure::new(
+                FailureKind::Program,
+                "the instance was ended: it computed without end for another event that it had at the same time",
+            ))
+        })
+    }
+}
+
+/// An instance at work.
+pub(super) struct Worker<R> {
+    control: Arc<Control<R>>,
+    life: Mutex<Life>,
+    listed: AtomicBool,
+    shared: Arc<Shared>,
+    sharing: Arc<Sharing<R>>,
+}
+
+enum Life {
+    /// Its one event polls it.
+    Alone(Guest),
+    /// A task polls it.
+    Task,
+    Ended,
+}
+
+/// The instances of one program that wait for something, and could take another event meanwhile.
+pub(super) struct Sharing<R>(Mutex<Vec<Arc<Worker<R>>>>);
+
+impl<R> Default for Sharing<R> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<R: Send + 'static> Sharing<R> {
+    /// Gives the event to an instance that waits.
+    ///
+    /// # Errors
+    /// The event, if there is none.
+    pub(super) fn join(&self, mut entering: Entering<R>) -> Result<Attendance<R>, Entering<R>> {
+        let mut workers = lock(&self.0);
+        while let Some(worker) = workers.last() {
+            entering = match worker.join(entering) {
+                Ok(member) => {
+                    let worker = worker.clone();
+                    return Ok(Attendance { worker, member });
+                }
+                Err(entering) => entering,
+            };
+            worker.listed.store(false, Ordering::Release);
+            workers.pop();
+        }
+        Err(entering)
+    }
+
+    fn offer(&self, worker: &Arc<Worker<R>>) {
+        if worker.control.is_joinable() && !worker.listed.swap(true, Ordering::AcqRel) {
+            lock(&self.0).push(worker.clone());
+        }
+    }
+
+    fn withdraw(&self, worker: &Arc<Worker<R>>) {
+        if worker.listed.swap(false, Ordering::AcqRel) {
+            lock(&self.0).retain(|other| !Arc::ptr_eq(other, worker));
+        }
+    }
+}
+
+impl<R: Send + 'static> Worker<R> {
+    /// The event `first` in an instance of its own, whose whole way is `guest`.
+    pub(super) fn alone(
+        shared: Arc<Shared>,
+        sharing: Arc<Sharing<R>>,
+        control: Arc<Control<R>>,
+        first: Arc<Member>,
+        guest: Guest,
+    ) -> Attendance<R> {
+        let worker = Arc::new(Self {
+            control,
+            life: Mutex::new(Life::Alone(guest)),
+            listed: AtomicBool::new(false),
+            shared,
+            sharing,
+        });
+        Attendance { worker, member: first }
+    }
+
+    fn join(self: &Arc<Self>, entering: Entering<R>) -> Result<Arc<Member>, Entering<R>> {
+        // Held while the instance computes.
+        let Ok(mut life) = self.life.try_lock() else {
+            return Err(entering);
+        };
+        if matches!(*life, Life::Ended) {
+            return Err(entering);
+        }
+        let member = self.control.enter(entering)?;
+        self.move_out(&mut life);
+        self.control.task.wake();
+        Ok(member)
+    }
+
+    /// Has a task poll the instance from now on.
+    fn move_out(self: &Arc<Self>, life: &mut Life) {
+        let Ok(tokio) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        match std::mem::replace(life, Life::Task) {
+            Life::Alone(guest) => {
+                let worker = self.clone();
+                let tracked = self.shared.guests.token();
+                tokio.spawn(async move {
+                    worker.work(guest).await;
+                    drop(tracked);
+                });
+            }
+            other => *life = other,
+        }
+    }
+
+    /// Polls the instance to its end.
+    async fn work(self: Arc<Self>, mut guest: Guest) {
+        let mut stopped = pin!(self.shared.stop.cancelled());
+        let mut until = lock(&self.control.table).deadline;
+        let mut timer = pin!(tokio::time::sleep_until(until.into()));
+        let outcome = std::future::poll_fn(|cx| {
+            self.control.task.register(cx.waker());
+            // Unwind safety: after a panic the guest, with all that it had, is dropped.
+            let polled = catch_unwind(AssertUnwindSafe(|| self.control.poll(&mut guest, cx)));
+            if let Poll::Ready(outcome) = polled.unwrap_or_else(|_| Poll::Ready(Err(panicked()))) {
+                return Poll::Ready(outcome);
+            }
+            if stopped.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Failure::new(
+                    FailureKind::Gone,
+                    "the program was stopped while it had this event",
+                )));
+            }
+            if let Some(outcome) = self.control.must_end() {
+                return Poll::Ready(outcome);
+            }
+            let deadline = lock(&self.control.table).deadline;
+            if deadline != until {
+                until = deadline;
+                timer.as_mut().reset(until.into());
+            }
+            if timer.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+            self.sharing.offer(&self);
+            Poll::Pending
+        })
+        .await;
+        self.control.end(&outcome);
+        *lock(&self.life) = Life::Ended;
+        self.sharing.withdraw(&self);
+        drop(guest);
+    }
+}
+
+/// An event in an instance: done when the instance is. Dropping it gives the event up.
+pub(super) struct Attendance<R: Send + 'static> {
+    worker: Arc<Worker<R>>,
+    member: Arc<Member>,
+}
+
+impl<R: Send + 'static> Attendance<R> {
+    /// The guest's standard error.
+    pub(super) fn log(&self) -> &Log {
+        &self.worker.control.logs[0]
+    }
+}
+
+/// The same, whatever is asked for.
+pub(super) trait Attend: Future<Output = Result<(), Failure>> + Send + Unpin {
+    /// The reply is on its way and complete, and the guest may go on without it.
+    fn let_go(&mut self);
+
+    /// How the instance ended, if it did before the event did.
+    fn failed(&mut self) -> Option<Failure>;
+}
+
+impl<R: Send + 'static> Attend for Attendance<R> {
+    fn let_go(&mut self) {
+        self.worker.move_out(&mut lock(&self.worker.life));
+    }
+
+    fn failed(&mut self) -> Option<Failure> {
+        lock(&self.member.outcome).take()?.err()
+    }
+}
+
+impl<R: Send + 'static> Future for Attendance<R> {
+    type Output = Result<(), Failure>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { worker, member } = &*self;
+        let mut life = lock(&worker.life);
+        if let Life::Alone(guest) = &mut *life {
+            let polled = worker.control.poll(guest, cx);
+            if polled.is_ready() {
+                *life = Life::Ended;
+            } else {
+                member.waker.register(cx.waker());
+            }
+            drop(life);
+            match polled {
+                Poll::Ready(_) => worker.sharing.withdraw(worker),
+                Poll::Pending => worker.sharing.offer(worker),
+            }
+            return polled;
+        }
+        drop(life);
+        member.waker.register(cx.waker());
+        match lock(&member.outcome).take() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<R: Send + 'static> Drop for Attendance<R> {
+    fn drop(&mut self) {
+        let Self { worker, member } = self;
+        let mut life = lock(&worker.life);
+        let alone = match &mut *life {
+            Life::Alone(_) => Some(std::mem::replace(&mut *life, Life::Ended)),
+            Life::Task | Life::Ended => None,
+        };
+        drop(life);
+        if alone.is_some() {
+            worker.control.close();
+            worker.sharing.withdraw(worker);
+        } else {
+            worker.control.leave(member);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

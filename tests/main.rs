@@ -38,6 +38,7 @@ mod vm;
 mod wasm;
 mod wasm_grants;
 mod wasm_limits;
+mod wasm_sharing;
 mod watch;
 mod websocket;
 mod wsgi;

@@ -126,6 +126,26 @@ async fn a_rust_component_for_wasi_http_0_3() {
 }
 
 #[tokio::test]
+async fn a_command_of_wasi_0_3() {
+    let app = Served::start(built("rust-command.wasm"), &[]);
+    assert!(app.output().contains("wasi:cli/command 0.3"), "{}", app.output());
+    assert_eq!(app.get("/").await.text(), "Hello from a WASI 0.3 command\n");
+    let body: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 249) as u8).collect();
+    assert!(app.post("/echo", body.clone()).await.body == body);
+    let failed = app.get("/fail").await;
+    assert_eq!(failed.status, 500);
+    assert!(failed.text().contains("exited with status 1"), "{}", failed.text());
+    app.stop();
+
+    let guest = Guest::start(&[]).await;
+    let program = configuration_for(&built("rust-command.wasm"), "executable", "rust-command.wasm");
+    guest.configure(&program).await;
+    let answer = guest.event(&message(r#"{"type": "POST"}"#)).await;
+    assert_eq!(value(&answer)["type"], "POST");
+    guest.stop().await;
+}
+
+#[tokio::test]
 async fn an_instance_has_as_many_events_as_it_may() {
     for (guest, flags, most) in [
         ("rust-service.wasm", &[][..], 12),

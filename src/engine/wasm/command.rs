@@ -1,5 +1,5 @@
 //! Guests that are commands, by the CGI convention: WASI 0.1 modules with `_start`, and components for
-//! `wasi:cli/command` 0.2. Each event is one run: in on stdin and environment, out on stdout (`cgi` is how).
+//! `wasi:cli/command` 0.2 and 0.3. Each event is one run: in on stdin and environment, out on stdout (`cgi` is how).
 
 use std::pin::Pin;
 use std::task::Poll;
@@ -7,8 +7,8 @@ use std::task::Poll;
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
 use http::{Method, StatusCode, response};
-use wasmtime::{InstancePre, ModuleExport};
-use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime::{InstancePre, ModuleExport, Store};
+use wasmtime_wasi::{p2, p3};
 
 use super::host::{ComponentHost, ModuleHost};
 use super::log::Log;
@@ -24,7 +24,9 @@ pub(super) enum Command {
         /// Where `_start` is.
         start: ModuleExport,
     },
-    Component(CommandPre<ComponentHost>),
+    Component(p2::bindings::CommandPre<ComponentHost>),
+    /// Version 0.3, whose `run` is asynchronous.
+    Concurrent(p3::bindings::CommandPre<ComponentHost>),
 }
 
 /// The three streams of one run.
@@ -210,13 +212,44 @@ impl Command {
                         let guest = pre.instantiate_async(&mut store).await?;
                         guest.wasi_cli_run().call_run(&mut store).await
                     };
-                    match ran.await {
-                        Ok(Ok(())) => Ok(()),
-                        Ok(Err(())) => Err(failure::exited(1, &stderr)),
-                        Err(error) => failure::ended(&error, &stderr, store.data().limits.refused(), fuel),
-                    }
+                    let ran = ran.await;
+                    returned(ran, &stderr, &store, fuel)
+                })
+            }
+            Self::Concurrent(pre) => {
+                let pre = pre.clone();
+                let mut store = shared.store(grants.component(wasi, &stderr, shared.limits()));
+                store.data_mut().begin(context);
+                Box::pin(async move {
+                    let ran = async {
+                        let guest = pre.instantiate_async(&mut store).await?;
+                        store
+                            .run_concurrent(async |accessor| {
+                                let returned = guest.wasi_cli_run().call_run(accessor).await?;
+                                // It may have tasks that still write.
+                                std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                                Ok(returned)
+                            })
+                            .await?
+                    };
+                    let ran = ran.await;
+                    returned(ran, &stderr, &store, fuel)
                 })
             }
         })
+    }
+}
+
+/// How the `run` of a component ended: it returns an error in place of a status.
+fn returned(
+    ran: wasmtime::Result<Result<(), ()>>,
+    stderr: &Log,
+    store: &Store<ComponentHost>,
+    fuel: Option<u64>,
+) -> Result<(), Failure> {
+    match ran {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(())) => Err(failure::exited(1, stderr)),
+        Err(error) => failure::ended(&error, stderr, store.data().limits.refused(), fuel),
     }
 }

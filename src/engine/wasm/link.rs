@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use wasmtime::component::{Component, Linker as ComponentLinker};
 use wasmtime::{Linker, Module, Store};
-use wasmtime_wasi::p2::bindings::CommandPre;
-use wasmtime_wasi::{WasiCtxBuilder, p1};
+use wasmtime_wasi::{WasiCtxBuilder, p1, p2, p3};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
@@ -16,7 +15,7 @@ use super::command::Command;
 use super::host::{ComponentHost, ModuleHost};
 use super::instances::Instances;
 use super::limits::Limits;
-use super::load::{Code, SERVICE};
+use super::load::{COMMAND, Code, SERVICE};
 use super::message::{self, MessagePre};
 use super::runtime::Runtime;
 use super::{service, sockets};
@@ -176,7 +175,9 @@ fn link_component(
     let exported = |interface: &str| exports.iter().any(|export| export.starts_with(interface));
     let service = exported(SERVICE);
     let proxy = exported("wasi:http/incoming-handler@0.2.");
-    let command = exported("wasi:cli/run@0.2.");
+    let concurrent_command = exported(COMMAND);
+    let command = concurrent_command || exported("wasi:cli/run@0.2.");
+    let concurrent = service || concurrent_command;
     let takes_messages = exports.iter().any(|export| export == message::INTERFACE);
     if !service && !proxy && !command && !takes_messages {
         return Err(nothing_to_run(name, "component", exports));
@@ -185,7 +186,7 @@ fn link_component(
     // What 0.3 has is left to the linker, which then names the first import that it lacks.
     let offered = |import: &str| {
         let (interface, version) = import.split_once('@').unwrap_or((import, ""));
-        (service && version.starts_with("0.3.") && import.starts_with("wasi:"))
+        (concurrent && version.starts_with("0.3.") && import.starts_with("wasi:"))
             || (version.starts_with("0.2.") && OFFERED.binary_search(&interface).is_ok())
     };
     let imports: Vec<&str> = ty.imports(engine).map(|(import, _)| import).collect();
@@ -202,16 +203,18 @@ fn link_component(
     let mut linker = ComponentLinker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(failed)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(failed)?;
-    if service {
+    if concurrent {
         wasmtime_wasi::p3::add_to_linker(&mut linker).map_err(failed)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker).map_err(failed)?;
     }
-    sockets::add_to_linker(&mut linker, service).map_err(failed)?;
+    sockets::add_to_linker(&mut linker, concurrent).map_err(failed)?;
     let pre = linker.instantiate_pre(component).map_err(failed)?;
     let http = if service {
         let template = ServicePre::new(pre.clone()).map_err(failed)?;
         let reuse = sandbox.reuse.map_or(SERVICE_REUSE, NonZeroU32::get);
-        Some(Http::Service(service::Handler::new(Instances::new(template, reuse, cores))))
+        Some(Http::Service(service::Handler::new(Instances::new(
+            template, reuse, cores,
+        ))))
     } else if proxy {
         let template = ProxyPre::new(pre.clone()).map_err(failed)?;
         let reuse = sandbox.reuse.map_or(PROXY_REUSE, NonZeroU32::get);
@@ -227,18 +230,22 @@ fn link_component(
     } else {
         None
     };
-    let command = command
-        .then(|| CommandPre::new(pre).map(Command::Component))
-        .transpose()
-        .map_err(failed)?;
+    let command = match (concurrent_command, command) {
+        (true, _) => Some(p3::bindings::CommandPre::new(pre).map(Command::Concurrent)),
+        (false, true) => Some(p2::bindings::CommandPre::new(pre).map(Command::Component)),
+        (false, false) => None,
+    };
+    let command = command.transpose().map_err(failed)?;
     let requests = match (&http, &command) {
         (Some(Http::Service(_)), _) => Some("wasi:http/service 0.3"),
         (Some(Http::Proxy(_)), _) => Some("wasi:http/proxy 0.2"),
+        (None, Some(Command::Concurrent(_))) => Some("wasi:cli/command 0.3, run by the CGI convention"),
         (None, Some(_)) => Some("wasi:cli/command 0.2, run by the CGI convention"),
         (None, None) => None,
     };
     let messages = match (&message, &http, &command) {
         (Some(_), ..) => Some("polyinit:event/message"),
+        (None, Some(_), Some(Command::Concurrent(_))) => Some("wasi:cli/run 0.3"),
         (None, Some(_), Some(_)) => Some("wasi:cli/run 0.2"),
         _ => None,
     };
@@ -272,14 +279,14 @@ fn nothing_to_run(name: &str, kind: &str, exports: Vec<String>) -> StartError {
     let hint = if exports.iter().any(|export| export.starts_with(message::INTERFACE_NAME)) {
         "; build it against wasm-examples/wit/event.wit of this version"
     } else if exports.iter().any(|export| export.contains("@0.3")) {
-        "; build it for WASI 0.2, or for wasi:http/service 0.3"
+        "; build it for wasi:http/proxy 0.2, wasi:http/service 0.3 or wasi:cli/command"
     } else if exports.iter().any(|export| export == "_initialize") {
         "; it is built as a library (reactor), build it as a program with a `main`"
     } else {
         ""
     };
     StartError::new(format!(
-        "{name} is a {kind} that can't be run: it exports {found}, and neither `wasi:http/incoming-handler` 0.2 or `wasi:http/handler` 0.3 (an HTTP component) nor `polyinit:event/message@0.1.0` (a message handler) nor `wasi:cli/run` 0.2 (a command component) nor `_start` (a WASI 0.1 program){hint}"
+        "{name} is a {kind} that can't be run: it exports {found}, and neither `wasi:http/incoming-handler` 0.2 or `wasi:http/handler` 0.3 (an HTTP component) nor `polyinit:event/message@0.1.0` (a message handler) nor `wasi:cli/run` 0.2 or 0.3 (a command component) nor `_start` (a WASI 0.1 program){hint}"
     ))
 }
 
@@ -311,7 +318,7 @@ fn missing_imports(name: &str, missing: &[String]) -> StartError {
         ("wasi_snapshot_preview1.", "WASI 0.1 has no such function"),
         (
             "wasi:",
-            "build it for WASI 0.2, with the interfaces of wasi:http/proxy or wasi:cli/command",
+            "build it for WASI 0.2 or 0.3, with the interfaces of wasi:http or wasi:cli/command",
         ),
     ]
     .into_iter()

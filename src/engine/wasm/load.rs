@@ -23,6 +23,8 @@ const LONG: Duration = Duration::from_secs(1);
 
 /// What a component for `wasi:http/service` 0.3 exports.
 pub(super) const SERVICE: &str = "wasi:http/handler@0.3";
+/// What one for `wasi:cli/command` 0.3 does.
+pub(super) const COMMAND: &str = "wasi:cli/run@0.3";
 
 /// Compiled code.
 pub(super) enum Code {
@@ -68,10 +70,11 @@ impl<'a> Source<'a> {
     }
 
     /// What it takes to run it. Names of interfaces stand in a component as they are, compiled or not; a program that
-    /// only mentions this one somewhere runs all the same.
+    /// only mentions these somewhere runs all the same.
     pub(super) fn machinery(&self) -> Machinery {
-        let may_be_service = matches!(form(&self.bytes), Some(Form::Component | Form::Elf));
-        if may_be_service && memchr::memmem::find(&self.bytes, SERVICE.as_bytes()).is_some() {
+        let may_be = matches!(form(&self.bytes), Some(Form::Component | Form::Elf));
+        let mentions = |interface: &str| memchr::memmem::find(&self.bytes, interface.as_bytes()).is_some();
+        if may_be && (mentions(SERVICE) || mentions(COMMAND)) {
             Machinery::Concurrent
         } else {
             Machinery::Plain

@@ -51,7 +51,11 @@ impl Handler {
         let mut place = self.instances.place(shared, context)?;
         let (shared, instances, member) = (shared.clone(), self.instances.clone(), first.member.clone());
         // Of fuel there is one tank for an instance, which only one event can have.
-        let limit = if shared.fuel.is_some() { 1 } else { instances.left(&place) };
+        let limit = if shared.fuel.is_some() {
+            1
+        } else {
+            instances.left(&place)
+        };
         let interrupted = place.store.data().limits.interrupted().clone();
         let control = Control::new(&member, limit, interrupted, place.logs());
         let guest = Box::pin({

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use wasip3::clocks::monotonic_clock;
 use wasip3::http::client;
 use wasip3::http::types::{ErrorCode, Fields, Method, Request, Response, Scheme};
 use wasip3::{wit_bindgen, wit_future, wit_stream};
@@ -38,6 +39,7 @@ impl wasip3::exports::http::handler::Guest for Component {
             "/spin" => loop {
                 std::hint::black_box(());
             },
+            "/meet" => meet(&target).await,
             "/fetch" => fetch(&target).await,
             path => text(404, format!("nothing at {path}\n")),
         }
@@ -75,6 +77,24 @@ async fn copy(mut from: StreamReader<u8>, mut to: StreamWriter<u8>) {
             return;
         }
     }
+}
+
+/// Waits for as many milliseconds as `/meet?MILLISECONDS` says (and says so, with what follows by `&`), and tells the most requests that this instance had
+/// meanwhile, itself among them.
+async fn meet(target: &str) -> Result<Response, ErrorCode> {
+    static HERE: AtomicU32 = AtomicU32::new(0);
+    static MOST: AtomicU32 = AtomicU32::new(0);
+    let milliseconds = target.split_once('?').map_or("", |(_, query)| query.split('&').next().unwrap_or_default());
+    let milliseconds: u64 = milliseconds.parse().unwrap_or(100);
+    let here = HERE.fetch_add(1, Ordering::Relaxed) + 1;
+    MOST.fetch_max(here, Ordering::Relaxed);
+    eprintln!("waiting: {target}");
+    monotonic_clock::wait_for(milliseconds * 1_000_000).await;
+    let most = MOST.load(Ordering::Relaxed);
+    if HERE.fetch_sub(1, Ordering::Relaxed) == 1 {
+        MOST.store(0, Ordering::Relaxed);
+    }
+    text(200, format!("{most}\n"))
 }
 
 /// Sends a request of its own, for `/fetch?SCHEME://AUTHORITY/PATH`, and passes the reply's body on.

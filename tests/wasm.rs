@@ -108,6 +108,8 @@ async fn a_rust_component_for_wasi_http_0_3() {
     assert_eq!(app.get("/").await.text(), "Hello from a WASI 0.3 component\n");
     let body: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 249) as u8).collect();
     assert!(app.post("/echo", body.clone()).await.body == body);
+    // The guest is done before the body is.
+    assert!(app.post("/pass", body.clone()).await.body == body);
     assert_eq!(app.get("/stream").await.text().lines().count(), 10);
     assert_eq!(app.get("/nowhere").await.status, 404);
     let error = app.get("/error").await;

@@ -82,6 +82,32 @@ async fn connections_are_kept_for_the_next_request() {
 }
 
 #[tokio::test]
+async fn a_host_that_speaks_another_protocol_is_told_from_one_that_hangs_up() {
+    for (said, expected) in [
+        (&b"SSH-2.0-test\r\n"[..], "HttpProtocolError"),
+        (b"", "ConnectionTerminated"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 4096];
+                let _ = stream.read(&mut buffer).await;
+                let _ = stream.write_all(said).await;
+            }
+        });
+        for guest in ["rust-outgoing.wasm", "rust-service.wasm"] {
+            let app = Served::start(built(guest), &["--allow-host", &url]);
+            let reply = app.get(&format!("/fetch?{url}/")).await;
+            assert!(reply.text().contains(expected), "{guest}: {}", reply.text());
+            app.stop();
+        }
+        server.abort();
+    }
+}
+
+#[tokio::test]
 async fn https_is_checked_against_the_authorities() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let folder = folder_with("authorities.pem", made.cert.pem());

@@ -70,17 +70,17 @@ pub(super) async fn reply(mut run: Run, slot: &Slot, log: &Log) -> Result<Reply,
             log,
         ));
     }
-    if ended {
-        let (head, body) = response.into_parts();
-        let body = finished(body).map_err(|error| {
-            failure::broke_interface(format!("the guest left its response unfinished: {error}"), log)
-        })?;
-        return Ok(Reply::Http(http::Response::from_parts(head, body)));
-    }
     let promised = response
         .headers()
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse().ok());
+    if ended {
+        let (head, body) = response.into_parts();
+        let body = finished(body, run, promised).map_err(|error| {
+            failure::broke_interface(format!("the guest left its response unfinished: {error}"), log)
+        })?;
+        return Ok(Reply::Http(http::Response::from_parts(head, body)));
+    }
     Ok(Reply::Http(response.map(|body| Unfinished::body(body, run, promised))))
 }
 

@@ -291,6 +291,15 @@ fn tell(error: &ClientError, uri: &Uri, log: &Log) -> HttpError {
             known = Some(error.as_http());
             break;
         }
+        if let Some(HttpError::HttpRequestBodySize(written)) = this.downcast_ref() {
+            known = Some(HttpError::HttpRequestBodySize(*written));
+            break;
+        }
+        if let Some(error) = this.downcast_ref::<hyper::Error>()
+            && (error.is_parse() || error.is_user())
+        {
+            known = Some(HttpError::HttpProtocolError);
+        }
         cause = this.source();
     }
     log.refuse(&format!("the request to {uri} failed: {deepest}"));

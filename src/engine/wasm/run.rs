@@ -37,6 +37,20 @@ pub(super) struct Terms {
     pub(super) _admission: Option<Admission>,
 }
 
+impl Terms {
+    /// What ends the event from outside.
+    fn end(&self) -> End {
+        let (timeout, stop) = (self.timeout, self.stop.clone());
+        let deadline = self.started + timeout;
+        Box::pin(async move {
+            tokio::select! {
+                () = stop.cancelled() => Failure::new(FailureKind::Gone, "the program was stopped while it had this event"),
+                () = tokio::time::sleep_until(deadline.into()) => timed_out(timeout),
+            }
+        })
+    }
+}
+
 /// The whole way of one guest, from its instance to its end.
 pub(super) type Guest = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
 type End = Pin<Box<dyn Future<Output = Failure> + Send>>;
@@ -146,10 +160,7 @@ impl Future for Run {
             return Poll::Ready(result);
         }
         if self.end.is_none() {
-            let Terms {
-                started, timeout, stop, ..
-            } = &self.terms;
-            let mut end = end(*started + *timeout, *timeout, stop.clone());
+            let mut end = self.terms.end();
             let polled = end.as_mut().poll(cx);
             self.end = Some(end);
             if let Poll::Ready(failure) = polled {
@@ -159,15 +170,6 @@ impl Future for Run {
         }
         Poll::Pending
     }
-}
-
-fn end(deadline: Instant, timeout: Duration, stop: CancellationToken) -> End {
-    Box::pin(async move {
-        tokio::select! {
-            () = stop.cancelled() => Failure::new(FailureKind::Gone, "the program was stopped while it had this event"),
-            () = tokio::time::sleep_until(deadline.into()) => timed_out(timeout),
-        }
-    })
 }
 
 /// What a guest asked for made our side of its interface panic; that is this event's failure and nobody else's.
@@ -293,20 +295,67 @@ impl<S> Drop for Unfinished<S> {
     }
 }
 
-/// The body that a guest that has ended left in `source`: nothing is waited for.
+/// The body that `run`'s guest, which has ended, left in `source`: what is there of it, and what somebody else still
+/// sends, where the guest passes on a body that it has from elsewhere. `promised` is its announced length in bytes.
 ///
 /// # Errors
 /// The source's, if the guest left it broken.
-pub(super) fn finished<S>(mut source: S) -> Result<Body, S::Error>
+pub(super) fn finished<S>(mut source: S, run: Run, promised: Option<u64>) -> Result<Body, S::Error>
 where
-    S: HttpBody<Data = Bytes> + Unpin,
+    S: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    S::Error: Into<BodyError>,
 {
     let mut pieces = Pieces::default();
     let mut cx = Context::from_waker(Waker::noop());
-    while let Poll::Ready(Some(frame)) = Pin::new(&mut source).poll_frame(&mut cx) {
-        pieces.push(frame?);
+    loop {
+        match Pin::new(&mut source).poll_frame(&mut cx) {
+            Poll::Ready(Some(frame)) => pieces.push(frame?),
+            Poll::Ready(None) => return Ok(pieces.into_body()),
+            Poll::Pending => {
+                return Ok(Body::stream(PassedOn {
+                    pieces,
+                    source,
+                    end: None,
+                    terms: run.terms,
+                    promised,
+                }));
+            }
+        }
     }
-    Ok(pieces.into_body())
+}
+
+/// A body that comes from elsewhere, and has the time of the event whose guest passed it on.
+struct PassedOn<S> {
+    pieces: Pieces,
+    source: S,
+    end: Option<End>,
+    terms: Terms,
+    promised: Option<u64>,
+}
+
+impl<S> HttpBody for PassedOn<S>
+where
+    S: HttpBody<Data = Bytes> + Unpin,
+    S::Error: Into<BodyError>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(frame) = this.pieces.pop() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut this.source).poll_frame(cx) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let end = this.end.get_or_insert_with(|| this.terms.end());
+        end.as_mut().poll(cx).map(|failure| Some(Err(failure.into())))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.promised.map(SizeHint::with_exact).unwrap_or_default()
+    }
 }
 
 /// Frames that are all there.
@@ -325,6 +374,14 @@ impl Pieces {
             None => self.trailers = true,
         }
         self.frames.push_back(frame);
+    }
+
+    fn pop(&mut self) -> Option<Frame<Bytes>> {
+        let frame = self.frames.pop_front()?;
+        if let Some(data) = frame.data_ref() {
+            self.length -= data.len() as u64;
+        }
+        Some(frame)
     }
 
     fn into_body(mut self) -> Body {
@@ -353,11 +410,7 @@ impl HttpBody for Pieces {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = self.frames.pop_front();
-        if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
-            self.length -= data.len() as u64;
-        }
-        Poll::Ready(frame.map(Ok))
+        Poll::Ready(self.pop().map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {

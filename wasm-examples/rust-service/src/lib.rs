@@ -29,6 +29,14 @@ impl wasip3::exports::http::handler::Guest for Component {
                 let (body, _trailers) = Request::consume_body(request, sent);
                 answer(200, |writer| copy(body, writer))
             }
+            "/pass" => {
+                let headers = request.get_headers().copy_all();
+                let kind = headers.into_iter().filter(|(name, _)| name == "content-type").collect::<Vec<_>>();
+                let headers = Fields::from_list(&kind).map_err(|error| ErrorCode::InternalError(Some(error.to_string())))?;
+                let (_never_failed, sent) = wit_future::new(|| Ok(()));
+                let (body, trailers) = Request::consume_body(request, sent);
+                Ok(Response::new(headers, Some(body), trailers).0)
+            }
             "/stream" => answer(200, |mut writer| async move {
                 for n in 1..=10 {
                     writer.write_all(format!("piece {n}\n").into_bytes()).await;

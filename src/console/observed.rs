@@ -6,13 +6,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use serde_json::{Value, json};
 
-use super::milliseconds;
-use super::recorder::{Recorder, now};
+use super::recorder::{Asked, Recorder, Request, now};
 use crate::engine::{Engine, Handling, Working};
-use crate::event::{Body, BodyError, Event, Failure, Input, Reply};
+use crate::event::{Body, BodyError, Event, Input, Reply};
 
 /// Has everything that `engine` does for `component` recorded.
 pub fn observe(component: Arc<str>, engine: Arc<dyn Engine>, recorder: Arc<Recorder>) -> Arc<dyn Engine> {
@@ -31,19 +30,13 @@ struct Observed {
 
 impl Engine for Observed {
     fn handle(&self, event: Event) -> Handling {
-        let mut record = Record {
-            recorder: self.recorder.clone(),
-            began: Instant::now(),
-            told: describe(&self.component, &event),
-            bytes: 0,
-        };
+        let mut record = self.record(&event);
         let handling = self.engine.handle(event);
         Box::pin(async move {
             let reply = handling.await;
-            record.head();
             match reply {
                 Ok(Reply::Http(response)) => {
-                    record.told["status"] = response.status().as_u16().into();
+                    record.head(response.status());
                     Ok(Reply::Http(response.map(|body| match body.try_into_bytes() {
                         Ok(bytes) => {
                             record.sent(bytes.len());
@@ -53,11 +46,15 @@ impl Engine for Observed {
                     })))
                 }
                 Ok(Reply::Value(value)) => {
-                    record.told["status"] = 200.into();
+                    record.head(StatusCode::OK);
                     record.sent(value.len());
                     Ok(Reply::Value(value))
                 }
-                Err(failure) => Err(record.failed(failure)),
+                Err(failure) => {
+                    record.head(failure.kind.status());
+                    record.failed(failure.message.clone());
+                    Err(failure)
+                }
             }
         })
     }
@@ -75,58 +72,63 @@ impl Engine for Observed {
     }
 }
 
-fn describe(component: &str, event: &Event) -> Value {
-    let mut told = json!({
-        "id": event.context.id.to_string(),
-        "component": component,
-        "time": now(),
-        "depth": event.context.depth,
-    });
-    match &event.input {
-        Input::Http(request) => {
-            told["method"] = request.method().as_str().into();
-            told["path"] = request.uri().path_and_query().map_or("/", |path| path.as_str()).into();
-            let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
-            told["request_id"] = id.into();
-        }
-        Input::Message(message) => {
-            told["method"] = "message".into();
-            told["path"] = format!("{} bytes", message.body.len()).into();
+impl Observed {
+    fn record(&self, event: &Event) -> Record {
+        let asked = match &event.input {
+            Input::Http(request) => Asked::Http {
+                method: request.method().clone(),
+                path: request.uri().path_and_query().cloned(),
+                request_id: request.headers().get("x-request-id").cloned(),
+            },
+            Input::Message(message) => Asked::Message {
+                bytes: message.body.len(),
+            },
+        };
+        Record {
+            recorder: self.recorder.clone(),
+            began: Instant::now(),
+            told: Request {
+                id: event.context.id,
+                component: self.component.clone(),
+                time: now(),
+                depth: event.context.depth,
+                asked,
+                head: None,
+                whole: Duration::ZERO,
+                status: None,
+                bytes: 0,
+                error: None,
+            },
         }
     }
-    told
 }
 
 /// What is known of an event; told when it is dropped, which is its end, however it came about.
 struct Record {
     recorder: Arc<Recorder>,
     began: Instant,
-    told: Value,
-    /// Of the reply.
-    bytes: u64,
+    told: Request,
 }
 
 impl Record {
-    fn head(&mut self) {
-        self.told["head_ms"] = milliseconds(self.began.elapsed()).into();
+    fn head(&mut self, status: StatusCode) {
+        self.told.head = Some(self.began.elapsed());
+        self.told.status = Some(status.as_u16());
     }
 
     fn sent(&mut self, bytes: usize) {
-        self.bytes += bytes as u64;
+        self.told.bytes += bytes as u64;
     }
 
-    fn failed(&mut self, failure: Failure) -> Failure {
-        self.told["status"] = failure.kind.status().as_u16().into();
-        self.told["error"] = failure.message.as_str().into();
-        failure
+    fn failed(&mut self, error: String) {
+        self.told.error = Some(error);
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.told["whole_ms"] = milliseconds(self.began.elapsed()).into();
-        self.told["bytes"] = self.bytes.into();
-        self.recorder.request(std::mem::take(&mut self.told));
+        self.told.whole = self.began.elapsed();
+        self.recorder.request(self.told.clone());
     }
 }
 
@@ -144,7 +146,7 @@ impl HttpBody for Recorded {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => self.record.sent(frame.data_ref().map_or(0, Bytes::len)),
-            Some(Err(error)) => self.record.told["error"] = error.to_string().into(),
+            Some(Err(error)) => self.record.failed(error.to_string()),
             None => {}
         }
         Poll::Ready(frame)

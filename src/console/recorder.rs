@@ -2,11 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
+use super::milliseconds;
+use crate::event::EventId;
 use crate::report::log::Entry;
 
 /// Requests and lines that are remembered.
@@ -27,7 +31,7 @@ pub struct Recorder {
 
 #[derive(Default)]
 struct Recent {
-    requests: VecDeque<Value>,
+    requests: VecDeque<Request>,
     lines: VecDeque<Value>,
 }
 
@@ -42,8 +46,8 @@ impl Default for Recorder {
 
 impl Recorder {
     /// An event that has come to its end.
-    pub fn request(&self, request: Value) {
-        self.tell(json!({ "request": request }));
+    pub fn request(&self, request: Request) {
+        self.tell(|| json!({ "request": request.to_json() }));
         let mut recent = self.recent();
         recent.requests.push_back(request);
         if recent.requests.len() > REQUESTS {
@@ -61,7 +65,7 @@ impl Recorder {
             "level": entry.level.as_str(),
             "message": entry.message[..end],
         });
-        self.tell(json!({ "log": line }));
+        self.tell(|| json!({ "log": line }));
         let mut recent = self.recent();
         recent.lines.push_back(line);
         if recent.lines.len() > LINES {
@@ -71,7 +75,8 @@ impl Recorder {
 
     /// The requests of late, the oldest first.
     pub fn requests(&self) -> Vec<Value> {
-        self.recent().requests.iter().cloned().collect()
+        let requests = self.recent().requests.clone();
+        requests.iter().map(Request::to_json).collect()
     }
 
     /// The lines of late, the oldest first.
@@ -84,15 +89,86 @@ impl Recorder {
         Following(self.told.subscribe())
     }
 
-    fn tell(&self, what: Value) {
+    fn tell(&self, what: impl FnOnce() -> Value) {
         // Nobody may be looking.
         if self.told.receiver_count() > 0 {
-            let _ = self.told.send(what.to_string().into());
+            let _ = self.told.send(what().to_string().into());
         }
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is remembered of an event. Nothing in it is a copy, and it becomes text when somebody looks: most of the time
+/// nobody does.
+#[derive(Clone)]
+pub struct Request {
+    pub id: EventId,
+    pub component: Arc<str>,
+    /// Milliseconds since 1970.
+    pub time: f64,
+    /// How many calls between components led to it.
+    pub depth: u8,
+    pub asked: Asked,
+    /// From the beginning to the reply's head, if there was one.
+    pub head: Option<Duration>,
+    /// From the beginning to the end.
+    pub whole: Duration,
+    pub status: Option<u16>,
+    /// Of the reply's body.
+    pub bytes: u64,
+    pub error: Option<String>,
+}
+
+/// What an event asked for.
+#[derive(Clone)]
+pub enum Asked {
+    Http {
+        method: Method,
+        path: Option<PathAndQuery>,
+        request_id: Option<HeaderValue>,
+    },
+    /// A network message of so many bytes.
+    Message { bytes: usize },
+}
+
+impl Request {
+    fn to_json(&self) -> Value {
+        let mut told = json!({
+            "id": self.id.to_string(),
+            "component": &*self.component,
+            "time": self.time,
+            "depth": self.depth,
+            "whole_ms": milliseconds(self.whole),
+            "bytes": self.bytes,
+        });
+        match &self.asked {
+            Asked::Http {
+                method,
+                path,
+                request_id,
+            } => {
+                told["method"] = method.as_str().into();
+                told["path"] = path.as_ref().map_or("/", |path| path.as_str()).into();
+                told["request_id"] = request_id.as_ref().and_then(|id| id.to_str().ok()).into();
+            }
+            Asked::Message { bytes } => {
+                told["method"] = "message".into();
+                told["path"] = format!("{bytes} bytes").into();
+            }
+        }
+        if let Some(head) = self.head {
+            told["head_ms"] = milliseconds(head).into();
+        }
+        if let Some(status) = self.status {
+            told["status"] = status.into();
+        }
+        if let Some(error) = &self.error {
+            told["error"] = error.as_str().into();
+        }
+        told
     }
 }
 

@@ -1,7 +1,6 @@
 """The program: makes the process as it expects it, imports it, and tells by looking what it is."""
 
 import asyncio
-import glob
 import importlib
 import inspect
 import os
@@ -31,12 +30,17 @@ def prepare(load):
     sys.path[:] = paths + [path for path in sys.path if path and path not in paths]
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     for folder in (os.path.join(root, ".venv"), os.path.join(root, "venv"), "/opt/venv"):
-        packages = os.path.join(folder, "lib", version, "site-packages")
+        libraries = os.path.join(folder, "lib")
+        try:
+            versions = os.listdir(libraries)
+        except OSError:
+            continue
+        packages = os.path.join(libraries, version, "site-packages")
         if not os.path.isdir(packages):
-            others = glob.glob(os.path.join(folder, "lib", "python*", "site-packages"))
+            others = [other for other in versions if other.startswith("python")
+                      and os.path.isdir(os.path.join(libraries, other, "site-packages"))]
             if others:
-                other = os.path.basename(os.path.dirname(others[0]))
-                sys.stderr.write(f"{folder} is for {other}, and this is Python {sys.version.split()[0]}: what is "
+                sys.stderr.write(f"{folder} is for {others[0]}, and this is Python {sys.version.split()[0]}: what is "
                                  "installed there is left out\n")
         else:
             before = len(sys.path)

@@ -25,12 +25,9 @@ const CONNECT_PATIENCE: Duration = Duration::from_millis(20);
 const CONNECT_PATIENCE_LIMIT: Duration = Duration::from_millis(640);
 
 /// What writes and reads.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every connection is of HTTP: a box would cost each an allocation"
-)]
 enum Io {
-    Http(http1::Connection<TokioIo<TcpStream>, Body>),
+    /// In a box, because it goes from event to event and is large.
+    Http(Box<http1::Connection<TokioIo<TcpStream>, Body>>),
     /// One that may go on in another protocol.
     Upgradeable(Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>),
 }
@@ -62,7 +59,7 @@ impl Connection {
             .map_err(std::io::Error::other)?;
         Ok(Self {
             sender,
-            io: Some(Io::Http(io)),
+            io: Some(Io::Http(Box::new(io))),
         })
     }
 
@@ -130,7 +127,7 @@ impl Connection {
 fn poll_io(io: &mut Option<Io>, cx: &mut Context<'_>) {
     // What ended it is told to whoever waits for a reply or a piece of one.
     let is_over = match io {
-        Some(Io::Http(connection)) => Pin::new(connection).poll(cx).is_ready(),
+        Some(Io::Http(connection)) => Pin::new(&mut **connection).poll(cx).is_ready(),
         Some(Io::Upgradeable(connection)) => connection.as_mut().poll(cx).is_ready(),
         None => return,
     };

@@ -30,6 +30,9 @@ const IDLE_LIMIT: Duration = Duration::from_secs(1);
 /// new one has waited this long for its first reply, none is kept.
 const NEW_PATIENCE: Duration = Duration::from_millis(50);
 
+/// Programs that close a connection after a reply do so at once. One that left a connection open for this long keeps them.
+const PROOF: Duration = Duration::from_millis(20);
+
 /// How often a full queue is looked at.
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
@@ -70,7 +73,7 @@ pub struct Upstream {
     idle: Mutex<Idle>,
     /// Events on new connections that have waited for more than [`NEW_PATIENCE`].
     starving: AtomicUsize,
-    /// Whether the program has been seen to answer a second request on one connection.
+    /// Whether the program has been seen to keep a connection after its reply.
     persistent: AtomicBool,
     runtime: tokio::runtime::Handle,
 }
@@ -249,6 +252,13 @@ impl Upstream {
             return;
         }
         let mut idle = self.lock();
+        if !self.persistent.load(Ordering::Relaxed)
+            && let Some((oldest, since)) = idle.connections.front_mut()
+            && since.elapsed() > PROOF
+            && oldest.poll_reusable(cx)
+        {
+            self.persistent.store(true, Ordering::Relaxed);
+        }
         idle.connections.push_back((connection, Instant::now()));
         if !idle.swept {
             idle.swept = true;

@@ -77,21 +77,29 @@ impl Python {
     /// For a program that stands in `root`: the interpreter of its virtual environment, where that is another one than
     /// the machine's. (One that is the same may be warm already; what is installed beside it is found all the same.)
     fn of(root: &Path) -> Self {
+        let own = virtual_environments(root)
+            .into_iter()
+            .map(|folder| folder.join("bin").join(INTERPRETER))
+            .find_map(|file| Some((file.canonicalize().ok()?, file)));
+        let Some((real, file)) = own else {
+            return Self::default();
+        };
         let machines = std::env::var_os("PATH").and_then(|path| {
             std::env::split_paths(&path)
                 .map(|folder| folder.join(INTERPRETER))
                 .find(|file| file.is_file())
         });
         let machines = machines.and_then(|file| file.canonicalize().ok());
-        let own = [root.join(".venv"), root.join("venv"), "/opt/venv".into()]
-            .into_iter()
-            .map(|folder| folder.join("bin").join(INTERPRETER))
-            .find_map(|file| Some((file.canonicalize().ok()?, file)));
-        let own = own.filter(|(real, _)| Some(real) != machines.as_ref());
         Self {
-            own: own.map(|(_, file)| file),
+            own: (machines != Some(real)).then_some(file),
         }
     }
+}
+
+/// The virtual environments that a program in `root` may have its packages in, of those that there are.
+fn virtual_environments(root: &Path) -> Vec<PathBuf> {
+    let places = [root.join(".venv"), root.join("venv"), "/opt/venv".into()];
+    places.into_iter().filter(|folder| folder.is_dir()).collect()
 }
 
 /// Starts an interpreter that waits for a program, for [`start`] to take. The machine does this while it waits for
@@ -152,7 +160,8 @@ impl Language for Python {
             .collect();
         let load = json!({
             "root": component.root,
-            "packages": settings.packages,
+            "packages": settings.packages.iter().filter(|folder| folder.is_dir()).collect::<Vec<_>>(),
+            "virtual_environments": virtual_environments(&component.root),
             "module": module,
             "attribute": attribute,
             "environment": environment,

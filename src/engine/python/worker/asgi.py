@@ -12,7 +12,7 @@ import sys
 from .channel import VALUE, WHOLE_BYTES, sleep_in, wake
 from .exchange import Disconnected, Exchange
 from .output import EVENT
-from .report import Refused, last_line, own_traceback
+from .report import last_line, own_traceback
 
 ASGI = {"version": "3.0", "spec_version": "2.4"}
 # How long a program may go on after its client is gone, in seconds.
@@ -30,8 +30,8 @@ class Application:
         self.start_timeout = load["start_timeout"]
         self.lifespan = Lifespan(app, worker.loop)
 
-    async def startup(self):
-        await self.lifespan.startup(self.start_timeout)
+    def start(self, ready):
+        self.lifespan.start(self.worker.begin_task, self.start_timeout, ready)
 
     async def shutdown(self):
         await self.lifespan.shutdown()
@@ -240,17 +240,25 @@ class Lifespan:
         else:
             raise RuntimeError(f"{kind!r} is no message of the lifespan protocol")
 
-    async def startup(self, timeout):
+    def start(self, begin_task, timeout, ready):
+        """Has the program start, and calls `ready` with None, or with why it could not."""
         self.messages.put_nowait({"type": "lifespan.startup"})
-        self.task = self.loop.create_task(self.run())
         late = f"the program's lifespan startup did not complete within {timeout:g} s"
         timer = self.loop.call_later(timeout, settle, self.started, late)
-        reason = await self.started
-        timer.cancel()
-        if reason is late:
-            raise Refused(late)
-        if reason is not None:
-            raise Refused(f"the program's lifespan startup failed: {reason.strip()}")
+
+        def decided(started):
+            timer.cancel()
+            reason = started.result()
+            if reason is not None and reason is not late:
+                reason = f"the program's lifespan startup failed: {reason.strip()}"
+            ready(reason)
+
+        self.task = begin_task(self.run())
+        # Most have nothing to wait for.
+        if self.started.done():
+            decided(self.started)
+        else:
+            self.started.add_done_callback(decided)
 
     async def shutdown(self):
         if self.task is None or self.task.done():

@@ -60,8 +60,8 @@ class Handler:
         except TypeError:
             self.function = lambda event, context: function(event)
 
-    async def startup(self):
-        pass
+    def start(self, ready):
+        ready(None)
 
     async def shutdown(self):
         pass

@@ -96,24 +96,34 @@ class Worker:
         try:
             name, target, kind = program.find(load)
             self.program = self.interface(kind)(target, self, load)
-            loop.run_until_complete(self.program.startup())
         except Refused as error:
             self.refuse(str(error), None)
         except BaseException as error:
             self.refuse(last_line(error), own_traceback(error))
         found = {"found": f"`{name}` is {kind}", "websockets": self.program.websockets}
-        self.say(READY, json.dumps(found).encode())
-        # The program as it was imported stays, too. What garbage there is among it is not worth the time to find it.
-        gc.freeze()
-        self.channel.attach(loop, self.on_frame, self.stop)
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
-        loop.add_signal_handler(signal.SIGCONT, reseed)
-        if self.channel.rest:
-            rest, self.channel.rest = self.channel.rest, b""
-            self.channel.parse(memoryview(rest))
+        # The loop runs from here to the end: each run of its own would be some turns more.
+        loop.call_soon(self.program.start, lambda reason: self.started(found, reason))
         loop.run_forever()
         self.channel.flush_blocking()
         leave(0)
+
+    def started(self, found, reason):
+        """The program has started, or can't: for the `reason`."""
+        if reason is not None:
+            self.refuse(reason, None)
+        try:
+            self.say(READY, json.dumps(found).encode())
+        except OSError:
+            # Nobody waits for it any more.
+            leave(0)
+        # The program as it was imported stays, too. What garbage there is among it is not worth the time to find it.
+        gc.freeze()
+        self.channel.attach(self.loop, self.on_frame, self.stop)
+        self.loop.add_signal_handler(signal.SIGTERM, self.stop)
+        self.loop.add_signal_handler(signal.SIGCONT, reseed)
+        if self.channel.rest:
+            rest, self.channel.rest = self.channel.rest, b""
+            self.channel.parse(memoryview(rest))
 
     @staticmethod
     def interface(kind):
@@ -130,8 +140,10 @@ class Worker:
 
     def refuse(self, message, text):
         self.channel.sock.setblocking(True)
-        self.say(REFUSED, fault(message, text))
-        leave(1)
+        try:
+            self.say(REFUSED, fault(message, text))
+        finally:
+            leave(1)
 
     def say(self, kind, payload):
         self.channel.sock.sendall(HEADER.pack(len(payload), 0, kind) + payload)

@@ -6,6 +6,7 @@ import inspect
 import os
 import site
 import sys
+import types
 
 from .report import Refused
 
@@ -29,14 +30,11 @@ def prepare(load):
     paths += [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
     sys.path[:] = paths + [path for path in sys.path if path and path not in paths]
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    for folder in (os.path.join(root, ".venv"), os.path.join(root, "venv"), "/opt/venv"):
+    for folder in load["virtual_environments"]:
         libraries = os.path.join(folder, "lib")
-        try:
-            versions = os.listdir(libraries)
-        except OSError:
-            continue
         packages = os.path.join(libraries, version, "site-packages")
         if not os.path.isdir(packages):
+            versions = os.listdir(libraries) if os.path.isdir(libraries) else []
             others = [other for other in versions if other.startswith("python")
                       and os.path.isdir(os.path.join(libraries, other, "site-packages"))]
             if others:
@@ -109,6 +107,8 @@ def public(module):
 
 def look_at(name, target):
     """Which of the three `target` is, told from how it can be called; or None, and why not."""
+    if is_three_parameter_coroutine(target):
+        return ASGI, None
     kind = f"is a {type(target).__module__}.{type(target).__qualname__}".replace("builtins.", "")
     if not callable(target):
         return None, f"{kind}, which can't be called"
@@ -133,6 +133,15 @@ def look_at(name, target):
     if type(target).__module__.split(".")[0] == "aiohttp":
         hint = ": an aiohttp program serves HTTP itself, begin it as an executable, by a file with #!"
     return None, f"{kind} that is called as {name}{signature}{hint}"
+
+
+def is_three_parameter_coroutine(target):
+    """Whether it is plainly `async def app(scope, receive, send)`: looking closer at anything takes ten times as long."""
+    if not isinstance(target, types.FunctionType) or hasattr(target, "__wrapped__"):
+        return False
+    code = target.__code__
+    flags = code.co_flags & (inspect.CO_COROUTINE | inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    return flags == inspect.CO_COROUTINE and code.co_argcount == 3 and code.co_kwonlyargcount == 0
 
 
 def takes(signature, count):

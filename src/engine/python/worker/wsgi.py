@@ -29,8 +29,8 @@ class Application:
         self.worker = worker
         self.threads = Threads(worker.loop)
 
-    async def startup(self):
-        pass
+    def start(self, ready):
+        ready(None)
 
     async def shutdown(self):
         pass

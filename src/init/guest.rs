@@ -31,6 +31,9 @@ use crate::wire::{Configuration, ConfigurationAnswer, Encoding};
 const KILL_AFTER: Duration = Duration::from_millis(3000);
 const STOP_GRACE: Duration = Duration::from_millis(900);
 
+/// How long interpreters are kept that were started ahead, and that the program turned out not to need.
+const SPARE_INTERPRETERS: Duration = Duration::from_secs(1);
+
 /// How long disks may take to be brought up to date before the host is told that all is done.
 const SYNC_DEADLINE: Duration = Duration::from_millis(800);
 
@@ -124,8 +127,11 @@ impl Guest {
             }
         });
         let router = futures_util::future::try_join_all(started).await?;
-        // The host waits for our answer; interpreters that nobody needs can be ended after it.
-        tokio::task::spawn_blocking(move || settings.warm.clear());
+        tokio::spawn(async move {
+            // The host waits for our answer, and sends the first event right after it: what nobody needs can wait.
+            tokio::time::sleep(SPARE_INTERPRETERS).await;
+            tokio::task::spawn_blocking(move || settings.warm.clear());
+        });
         let router = Arc::new(Router::new(router));
         loopback.lead_to(&router, Router::call);
         let handler: Handler = {

@@ -82,29 +82,49 @@ pub fn run() -> ExitCode {
 }
 
 fn execute(arguments: Arguments) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let all = processors();
+    match arguments.command {
+        Command::Serve(serve) => match serve.ready() {
+            Ok(ready) => run_on(ready.threads(), ready.run()),
+            Err(error) => code(Err(error)),
+        },
+        Command::New(new) => run_on(all, new.run()),
+        Command::Build(build) => run_on(all, build.run()),
+        Command::Invoke(invoke) => run_on(all, invoke.run()),
+        Command::Inspect(inspect) => run_on(all, inspect.run()),
+        Command::Check(check) => run_on(all, check.run()),
+        Command::Routes(routes) => run_on(all, routes.run()),
+        Command::Compile(compile) => run_on(all, compile.run()),
+        Command::Guest(guest) => run_on(all, guest.run()),
+        #[cfg(feature = "host")]
+        Command::Vm(machine) => run_on(all, machine.run()),
+        #[cfg(feature = "image")]
+        Command::Image(image) => run_on(all, image.run()),
+    }
+}
+
+/// How many processors this process may use.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Does what `command` does, on so many threads.
+fn run_on(threads: usize, command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("the runtime can't be started: {error}")),
     };
-    let outcome = runtime.block_on(async {
-        match arguments.command {
-            Command::Serve(serve) => serve.run().await,
-            Command::New(new) => new.run().await,
-            Command::Build(build) => build.run().await,
-            Command::Invoke(invoke) => invoke.run().await,
-            Command::Inspect(inspect) => inspect.run().await,
-            Command::Check(check) => check.run().await,
-            Command::Routes(routes) => routes.run().await,
-            Command::Compile(compile) => compile.run().await,
-            Command::Guest(guest) => guest.run().await,
-            #[cfg(feature = "host")]
-            Command::Vm(machine) => machine.run().await,
-            #[cfg(feature = "image")]
-            Command::Image(image) => image.run().await,
-        }
-    });
+    let outcome = runtime.block_on(command);
     // A compiler that is still at work is not waited for.
     runtime.shutdown_background();
+    code(outcome)
+}
+
+fn code(outcome: Result<(), CommandError>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast::<Ended>() {

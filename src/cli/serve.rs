@@ -12,9 +12,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::live::Live;
-use super::start::{ProgramArguments, described, start};
+use super::start::{Opened, ProgramArguments, described, start};
 use super::watch::Watch;
-use super::{CommandError, say, tell};
+use super::{CommandError, processors, say, tell};
 use crate::console::Console;
 use crate::engine::Handling;
 use crate::event::Event;
@@ -22,6 +22,7 @@ use crate::intake::Handler;
 use crate::intake::http::{self, Around};
 use crate::intake::internal::Gateway;
 use crate::program::manifest::AccessLog;
+use crate::program::{Component, EngineKind};
 use crate::report;
 use crate::router::Router;
 use crate::schedule;
@@ -78,18 +79,46 @@ enum When {
     Off,
 }
 
-impl Serve {
+/// `serve` with its program read.
+pub struct Ready {
+    serve: Serve,
+    /// None where it is watched, and read again and again.
+    opened: Option<Opened>,
+}
+
+impl Ready {
+    /// The threads that events are seen to on. Programs in processes of their own need the processors themselves, and
+    /// threads that pass work on to each other cost them more than they help; WebAssembly runs on these threads.
+    pub fn threads(&self) -> usize {
+        let is_wasm = |component: &Component| component.engine == EngineKind::Wasm;
+        match &self.opened {
+            Some(opened) if !opened.program.components.iter().any(is_wasm) => processors().div_ceil(2),
+            _ => processors(),
+        }
+    }
+
     pub async fn run(self) -> Result<(), CommandError> {
+        self.serve.run(self.opened).await
+    }
+}
+
+impl Serve {
+    /// Reads the program.
+    pub fn ready(self) -> Result<Ready, CommandError> {
         report::log::begin(io::stderr(), "info");
+        let opened = (!self.watch).then(|| self.program.open()).transpose()?;
+        Ok(Ready { serve: self, opened })
+    }
+
+    async fn run(self, opened: Option<Opened>) -> Result<(), CommandError> {
         let mut stop = Stop::listen()?;
         // The port first: finding it taken after a program's long start would be a pity.
         let listener = http::bind(self.listen).await?;
         let address = listener.local_addr()?;
-        if self.watch {
+        let Some(mut opened) = opened else {
             return self.watched(listener, address, stop).await;
-        }
+        };
         let console = self.console();
-        let mut opened = self.program.open()?;
         let gateway = opened.gateway().await;
         let running = tokio::select! {
             running = start(opened.program.components.clone(), &opened.settings, console.as_deref(), |running| say(&described(running))) => running?,

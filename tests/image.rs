@@ -222,6 +222,35 @@ fn a_folder_gets_the_recipes_files_environment_and_init() {
 }
 
 #[test]
+fn a_script_may_be_init_where_the_image_has_what_runs_it() {
+    let folder = TempDir::new().expect("a folder");
+    let recipe = recipe(folder.path(), "[base.folder]\npath = \"../base\"\n");
+    fs::create_dir_all(folder.path().join("base/usr/bin")).expect("a folder");
+    fs::write(folder.path().join("base/usr/bin/dash"), "shell").expect("writes");
+    symlink("dash", folder.path().join("base/usr/bin/sh")).expect("a link");
+    symlink("usr/bin", folder.path().join("base/bin")).expect("a link");
+    let (image, script) = (folder.path().join("image"), folder.path().join("init.sh"));
+
+    fs::write(&script, "#!/bin/sh -e\nexec /sbin/other\n").expect("writes");
+    succeeds(polyinit(&[&"build", &recipe, &"-o", &image, &"--init", &script]));
+    assert_eq!(content(&image).modes["/sbin/init"], "755 file");
+    let told = succeeds(polyinit(&[&"inspect", &image])).stdout;
+    let told = String::from_utf8_lossy(&told);
+    assert!(
+        told.contains("init      0.0 MB, a script that /bin/sh runs\nboots     yes\n"),
+        "{told}"
+    );
+    assert!(told.contains("/sbin/init is not polyinit"), "{told}");
+
+    fs::write(&script, "#!/bin/bash\n").expect("writes");
+    let error = fails(polyinit(&[&"build", &recipe, &"-o", &image, &"--init", &script]));
+    assert!(
+        error.ends_with("init.sh is a script that /bin/bash runs, and the image has no such file"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_time_stamp_is_the_recipes_or_the_environments_but_never_todays() {
     let folder = TempDir::new().expect("a folder");
     let (init, image) = (small_init(folder.path()), folder.path().join("image"));

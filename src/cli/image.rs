@@ -45,7 +45,8 @@ struct BuildImage {
     #[arg(long, value_enum)]
     format: Option<Format>,
 
-    /// The program that becomes /sbin/init [default: this polyinit, if it is linked statically]
+    /// What becomes /sbin/init: a static program, or a script whose interpreter the image has [default: this polyinit, if it is
+    /// linked statically]
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
 

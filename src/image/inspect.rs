@@ -68,6 +68,8 @@ pub struct Init {
     pub bytes: u64,
     /// Whether it needs nothing else of the image. None: it is no ELF executable.
     pub is_static: Option<bool>,
+    /// What runs it, if it is a script.
+    pub interpreter: Option<PathBuf>,
     /// Whether it is polyinit.
     pub is_polyinit: bool,
 }
@@ -167,7 +169,11 @@ fn verdict(format: &str, init: Option<&Init>) -> (bool, Vec<String>) {
         "xfs" | "btrfs" => remarks.push(format!("{format} is for volumes: a root is squashfs, erofs or ext4")),
         _ => match init {
             None => remarks.push("the kernel will not find /sbin/init".to_owned()),
-            Some(Init { is_static: None, .. }) => remarks.push("/sbin/init is no ELF executable".to_owned()),
+            Some(Init {
+                is_static: None,
+                interpreter: None,
+                ..
+            }) => remarks.push("/sbin/init is neither an ELF executable nor a script".to_owned()),
             Some(Init { is_polyinit: false, .. }) => {
                 remarks.push("/sbin/init is not polyinit: whoever made the image knows what it does".to_owned());
             }
@@ -175,7 +181,7 @@ fn verdict(format: &str, init: Option<&Init>) -> (bool, Vec<String>) {
         },
     }
     let can_boot = match (format, init) {
-        ("squashfs" | "ext4", Some(init)) => init.is_static.is_some(),
+        ("squashfs" | "ext4", Some(init)) => init.is_static.is_some() || init.interpreter.is_some(),
         ("cpio" | "erofs", _) => true,
         _ => false,
     };
@@ -227,6 +233,7 @@ impl Init {
         Self {
             bytes: bytes.len() as u64,
             is_static: linkage.map(|linkage| !linkage.interpreter),
+            interpreter: init_binary::interpreter_of(Cursor::new(bytes)).ok().flatten(),
             is_polyinit: bytes.windows(MARK.len()).any(|window| window == MARK),
         }
     }
@@ -306,11 +313,18 @@ impl std::fmt::Display for Inspection {
 
 impl Inspection {
     fn tell_boot(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if let Some(Init { bytes, is_static, .. }) = &self.init {
-            let linkage = match is_static {
-                Some(true) => "static",
-                Some(false) => "dynamic: it needs the image's own loader and libraries",
-                None => "not an ELF executable",
+        if let Some(Init {
+            bytes,
+            is_static,
+            interpreter,
+            ..
+        }) = &self.init
+        {
+            let linkage = match (is_static, interpreter) {
+                (Some(true), _) => "static".to_owned(),
+                (Some(false), _) => "dynamic: it needs the image's own loader and libraries".to_owned(),
+                (None, Some(interpreter)) => format!("a script that {} runs", interpreter.display()),
+                (None, None) => "not an ELF executable".to_owned(),
             };
             writeln!(formatter, "init      {:.1} MB, {linkage}", *bytes as f64 / 1e6)?;
         }

@@ -63,7 +63,7 @@ pub struct Build {
     pub output: PathBuf,
     /// What kind of image it becomes.
     pub format: Format,
-    /// The program that becomes `/sbin/init`; none: the one that is running.
+    /// The program or script that becomes `/sbin/init`; none: the program that is running.
     pub init: Option<PathBuf>,
     /// Packages kept from one build to the next.
     pub cache: Option<PackageCache>,
@@ -164,6 +164,7 @@ impl Build {
         let own = recipe.environment.iter();
         environment.extend(own.map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())));
         layers::apply(&mut tree, &recipe, files, &environment, &init)?;
+        init.check_in(&tree)?;
 
         let entries = tree.iter().count();
         progress(&format!(

@@ -266,6 +266,16 @@ impl Tree {
         self.entries.get(path)
     }
 
+    /// Whether a machine finds a file at `path`, links followed wherever they lead.
+    pub fn leads_to_file(&self, path: &Path) -> bool {
+        let link = |path: &Path| match &self.get(path)?.kind {
+            Kind::Symlink(target) => Some(target.clone()),
+            _ => None,
+        };
+        let found = links::follow(path, link).and_then(|real| self.get(&real).map(|entry| &entry.kind));
+        matches!(found, Some(Kind::File(_)))
+    }
+
     /// All entries, sorted: every folder before what is in it.
     pub fn iter(&self) -> impl Iterator<Item = (&Path, &Entry)> {
         self.entries.iter().map(|(path, entry)| (path.as_path(), entry))

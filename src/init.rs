@@ -210,11 +210,13 @@ fn tell(served: &Served<'_>) {
 /// After a pause: the log says so, and every program is sent SIGCONT, as one that was stopped would be (signal(7)).
 /// Nobody is hurt by it, and who must know, for its timers or its random numbers, can listen for it.
 fn resumed(resumed: Resumed) {
+    let what = match resumed.is_copy {
+        true => "the machine was resumed from a snapshot",
+        false => "the machine had been stopped",
+    };
     match resumed.behind {
-        0.0 => tracing::info!("the machine was resumed from a snapshot"),
-        seconds => {
-            tracing::info!("the machine had been stopped: its clock was {seconds:.0} s behind, and is right again")
-        }
+        0.0 => tracing::info!("{what}"),
+        seconds => tracing::info!("{what}: its clock was {seconds:.0} s behind, and is right again"),
     }
     machine::cgroup::signal_programs(Signal::SIGCONT);
 }

@@ -34,6 +34,8 @@ mod recipes;
 mod schedules;
 mod serve;
 #[cfg(all(feature = "host", feature = "image"))]
+mod snapshot;
+#[cfg(all(feature = "host", feature = "image"))]
 mod vm;
 mod wasm;
 mod wasm_grants;

@@ -1,22 +1,23 @@
 //! The clock after a pause: a machine that was stopped, or copied into a snapshot and started again from it, wakes up
 //! with the time at which it fell asleep.
 //!
-//! The kernel tells of a resumed copy by an event of its VMGENID driver (`NEW_VMGENID=1`, Linux 6.10); of anything
-//! else nobody tells. So the machine's own clock is compared with its host's from time to time, and when the two have
-//! moved apart since the last time, ours is put right. The host's is that of KVM (ptp_kvm) where there is one, else the
-//! real-time clock (rtc(4)).
+//! Of a resumed copy the kernel's VMGENID driver (Linux 5.18) tells in the kernel's log, when it has made its random
+//! numbers others than the copy's; the event that it was to send beside (`NEW_VMGENID=1`) has been taken out of Linux
+//! again. Of anything else nobody tells. So the machine's own clock is compared with its host's from time to time, and
+//! when the two have moved apart since the last time, ours is put right. The host's is that of KVM (ptp_kvm) where
+//! there is one, else the real-time clock (rtc(4)).
 //!
 //! What counts is how the difference changes: a host whose clock is wrong, or in local time, is no reason to follow it.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use tokio::io::unix::AsyncFd;
@@ -29,14 +30,22 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// clock counts whole seconds.
 const JUMP: f64 = 2.0;
 
-/// What the kernel adds to its event when this machine is a copy of the one before.
-const NEW_GENERATION: &[u8] = b"NEW_VMGENID=1";
+/// The kernel's log, a record for each read (Documentation/ABI/testing/dev-kmsg).
+const KERNEL_LOG: &str = "/dev/kmsg";
+
+/// What the kernel says when this machine is a copy of the one before (`add_vmfork_randomness` of its `random.c`).
+const NEW_GENERATION: &str = "random: crng reseeded due to virtual machine fork";
+
+/// As much of a record as the kernel keeps of one (`PRINTKRB_RECORD_MAX`).
+const RECORD: usize = 1024;
 
 /// What has happened to the machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Resumed {
     /// By how much the clock had to be put forward, in seconds; 0 where it was right.
     pub behind: f64,
+    /// Whether the kernel says that the machine is a copy, started from a snapshot.
+    pub is_copy: bool,
 }
 
 /// Why the clock is not looked after.
@@ -56,7 +65,7 @@ pub enum ClockError {
 /// Where there is no clock to compare with.
 pub async fn look_after(resumed: impl Fn(Resumed)) -> Result<(), ClockError> {
     let host = HostClock::find().ok_or(ClockError::NoHostClock)?;
-    let generations = Generations::listen();
+    let generations = Generations::watch();
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known = host.ahead()?;
@@ -69,9 +78,9 @@ pub async fn look_after(resumed: impl Fn(Resumed)) -> Result<(), ClockError> {
         if behind.abs() >= JUMP {
             put_forward(behind).map_err(ClockError::Set)?;
             known = host.ahead()?;
-            resumed(Resumed { behind });
+            resumed(Resumed { behind, is_copy });
         } else if is_copy {
-            resumed(Resumed { behind: 0.0 });
+            resumed(Resumed { behind: 0.0, is_copy });
         }
     }
 }
@@ -165,51 +174,69 @@ impl RtcTime {
     }
 }
 
-/// The kernel's events about devices (netlink(7), NETLINK_KOBJECT_UEVENT).
+/// The kernel's log, from now on.
 #[derive(Debug)]
-struct Generations(AsyncFd<OwnedFd>);
+struct Generations(AsyncFd<File>);
 
 impl Generations {
-    /// `None` where the kernel doesn't let us listen: then only the comparison of clocks tells of a pause.
-    fn listen() -> Option<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let protocol = SockProtocol::NetlinkKObjectUEvent;
-        let events = socket(AddressFamily::Netlink, SockType::Datagram, flags, protocol).ok()?;
-        // Group 1: the kernel itself.
-        bind(events.as_raw_fd(), &NetlinkAddr::new(0, 1)).ok()?;
-        // SAFETY: `AsyncFd` owns the descriptor, and nothing else knows its number.
+    /// `None` where the kernel doesn't let us read: then only the comparison of clocks tells of a pause.
+    fn watch() -> Option<Self> {
+        let mut options = OpenOptions::new();
+        let mut log = options
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(KERNEL_LOG)
+            .ok()?;
+        log.seek(SeekFrom::End(0)).ok()?;
+        // SAFETY: `AsyncFd` owns the file, and nothing else knows its descriptor.
         #[allow(unsafe_code)]
-        let watched = unsafe { AsyncFd::register(events) };
+        let watched = unsafe { AsyncFd::register(log) };
         watched.ok().map(Self)
     }
 }
 
-/// Waits for an event of a new generation; for ever where there is nothing to wait for.
+/// Waits for a new generation; for ever where there is nothing to wait for.
 async fn next_generation(generations: Option<&Generations>) {
-    let Some(Generations(events)) = generations else {
+    let Some(Generations(log)) = generations else {
         return std::future::pending().await;
     };
+    let mut record = [0; RECORD];
     loop {
-        let Ok(mut ready) = events.readable().await else {
+        let Ok(mut ready) = log.readable().await else {
             return std::future::pending().await;
         };
-        let mut event = [0; 4096];
-        let received =
-            ready.try_io(|events| recv(events.as_raw_fd(), &mut event, MsgFlags::empty()).map_err(io::Error::from));
-        // An event that was lost for want of room was somebody else's, or is made up for by the next comparison.
-        if let Ok(Ok(length)) = received
-            && event[..length]
-                .split(|byte| *byte == 0)
-                .any(|word| word == NEW_GENERATION)
-        {
-            return;
+        match ready.try_io(|log| log.get_ref().read(&mut record)) {
+            Ok(Ok(length)) if is_new_generation(&record[..length]) => return,
+            // EPIPE: records were overwritten before they were read. The one that counts is made up for by the next
+            // comparison of clocks. Anything else that is wrong with the log won't get better.
+            Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => return std::future::pending().await,
+            _ => {}
         }
     }
+}
+
+/// Whether the kernel itself says so: what programs write to its log has another facility (syslog(2)) than 0.
+fn is_new_generation(record: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(record);
+    let Some((head, message)) = text.split_once(';') else {
+        return false;
+    };
+    let priority = head.split(',').next().and_then(|priority| priority.parse::<u32>().ok());
+    priority.is_some_and(|priority| priority < 8) && message.lines().next() == Some(NEW_GENERATION)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_kernel_tells_of_a_new_generation() {
+        let said = "5,312,4661018,-;random: crng reseeded due to virtual machine fork\n";
+        assert!(is_new_generation(said.as_bytes()));
+        assert!(!is_new_generation(said.replacen('5', "13", 1).as_bytes()));
+        assert!(!is_new_generation(b"5,311,62591,-;random: crng init done\n"));
+        assert!(!is_new_generation(b"nonsense"));
+    }
 
     #[test]
     fn a_real_time_clocks_date_is_seconds_since_1970() {

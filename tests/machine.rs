@@ -4,10 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use polyinit::event::{Event, Reply};
+use polyinit::host::gateway;
+use polyinit::host::hardware::{Drive, Network};
+use polyinit::host::kernel::Kernel;
+use polyinit::host::vm::{Choice, End, Settings, Vm};
+use polyinit::wire::{Configuration, ConfigurationAnswer, Volume};
 use serde_json::json;
 
-use crate::support::machine::{Machine, image};
-use crate::support::{Running, built, program};
+use crate::host::configuration_for;
+use crate::support::machine::{Machine, build, build_smallest, image, turn};
+use crate::support::{PATIENCE, Running, built, program, ssh};
 
 /// Of signal(7).
 const SIGABRT: i32 = 6;
@@ -26,17 +33,7 @@ fn image_with(folder: &Path, options: &str, modules: &[&str]) -> PathBuf {
         std::fs::create_dir_all(&place).unwrap();
         std::fs::copy(&module, place.join(module.file_name().unwrap())).unwrap();
     }
-    let image = folder.join("image.squashfs");
-    let arguments = [
-        "image",
-        "build",
-        recipe.to_str().unwrap(),
-        "-o",
-        image.to_str().unwrap(),
-    ];
-    let (status, output) = Running::start(&arguments).end();
-    assert_eq!(status.code(), Some(0), "{output}");
-    image
+    build(&recipe, &folder.join("image.squashfs"))
 }
 
 /// The kernel that a module is for, which it says itself: `vermagic=6.1.0-56-cloud-amd64 SMP ...`.
@@ -254,6 +251,265 @@ async fn a_clock_that_stood_still_is_put_right() {
     machine.order(&[("cont", json!({}))]);
     machine.wait_for("the machine had been stopped: its clock was");
     assert!(ahead().await.abs() < 1.5, "{}", ahead().await);
+    let deadline = Instant::now() + PATIENCE;
+    while machine.text("/continued").await != "1" {
+        assert!(Instant::now() < deadline, "the program was not told");
+    }
+    machine.halt();
+}
+
+#[tokio::test]
+async fn every_file_system_that_a_root_may_be_is_made_writable() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in ["ext4", "erofs"] {
+        let image = build_smallest(&folder.path().join(format!("image.{format}")));
+        let machine = Machine::boot(&image, &built("exec-machine"), &["--memory", "256"]);
+        let mounts = machine.text("/read?path=/proc/mounts").await;
+        assert!(mounts.contains(&format!(" /rom {format} ro")), "{mounts}");
+        assert!(mounts.contains(" / overlay "), "{mounts}");
+        machine.text("/write?path=/etc/note&text=x").await;
+        assert!(
+            machine
+                .get("/write?path=/rom/etc/note&text=x")
+                .await
+                .text()
+                .contains("read-only")
+        );
+        machine.halt();
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_is_answered_by_what_is_wrong_and_a_right_one_taken_after_it() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let broken = disk(folder.path(), "broken", 16, &["mkfs.ext4", "-q"]);
+    // Its magic stays; its block size (s_log_block_size of ext4.h) is none.
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::File::options().write(true).open(&broken).unwrap(),
+        &[0xff; 4],
+        1024 + 0x18,
+    )
+    .unwrap();
+    let empty = folder.path().join("empty");
+    std::fs::File::create(&empty).unwrap().set_len(1 << 20).unwrap();
+    let drive = |path| Drive { path, read_only: false };
+    let settings = Settings {
+        image: image("wasm"),
+        kernel: Kernel::find(None).unwrap(),
+        memory: 256,
+        processors: 1,
+        drives: vec![drive(broken), drive(empty)],
+        network: Network::Isolated,
+        forwards: Vec::new(),
+        append: String::new(),
+        choice: Choice::Qemu,
+        guest_api: None,
+    };
+    let vm = Vm::boot(&settings, |_| ()).await.unwrap();
+    let right = Configuration {
+        ip: Some("10.0.2.15/24".to_owned()),
+        route: Some("10.0.2.2".to_owned()),
+        ipv6: Some("fd00::15/128".to_owned()),
+        ipv6_gateway: Some("fd00:1::1".to_owned()),
+        dns_servers: vec!["10.0.2.3".to_owned(), "fd00::3".to_owned()],
+        ..configuration_for(&built("exec-machine"), "executable", "exec-machine")
+    };
+    let text = |text: &str| Some(text.to_owned());
+    let volume = |device: &str, mount: &str| {
+        let (device, mount) = (device.to_owned(), mount.to_owned());
+        vec![Volume {
+            mount,
+            device,
+            read_only: false,
+        }]
+    };
+    let wrong = [
+        (
+            Configuration {
+                ip: text("10.0.2.256/24"),
+                ..right.clone()
+            },
+            "the IPv4 address (ip) `10.0.2.256/24` is not valid",
+        ),
+        (
+            Configuration {
+                route: text("10.0.2.2/24"),
+                ..right.clone()
+            },
+            "the IPv4 gateway (route) `10.0.2.2/24` is not valid",
+        ),
+        (
+            Configuration {
+                ipv6: text("fd00::15/129"),
+                ..right.clone()
+            },
+            "the IPv6 address (ipv6) `fd00::15/129` is not valid",
+        ),
+        (
+            Configuration {
+                ipv6_gateway: text("::"),
+                ..right.clone()
+            },
+            "the IPv6 gateway (ipv6_gateway) `::` is not valid",
+        ),
+        (
+            Configuration {
+                dns_servers: vec!["dns".to_owned()],
+                ..right.clone()
+            },
+            "the DNS server (dns_servers) `dns` is not valid",
+        ),
+        (
+            Configuration {
+                vm_hash: "xyz".to_owned(),
+                ..right.clone()
+            },
+            "xyz",
+        ),
+        (
+            Configuration {
+                volumes: volume("vdz", "/x"),
+                ..right.clone()
+            },
+            "volume /dev/vdz on /x: there is no such device after 2 s",
+        ),
+        (
+            Configuration {
+                volumes: volume("vdb", "/x"),
+                ..right.clone()
+            },
+            "volume /dev/vdb on /x: mounting it writable as ext4 failed: EINVAL",
+        ),
+        (
+            Configuration {
+                volumes: volume("vdc", "/x"),
+                ..right.clone()
+            },
+            "volume /dev/vdc on /x: it holds none of the file systems squashfs, ext4, erofs, xfs, btrfs",
+        ),
+        (
+            Configuration {
+                volumes: volume("vdb", "x"),
+                ..right.clone()
+            },
+            "the mount point must be an absolute path",
+        ),
+    ];
+    for (configuration, expected) in wrong {
+        match vm.link().configure(&configuration).await.unwrap() {
+            ConfigurationAnswer::Failure { error, .. } => assert!(error.contains(expected), "{error}"),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+    let answer = vm.link().configure(&right).await.unwrap();
+    assert_eq!(answer, ConfigurationAnswer::Success);
+
+    let handler = gateway::handler(vm.link().clone(), gateway::Limits::default());
+    let read = async |path: &str| {
+        let request = http::Request::get(format!("/read?path={path}"))
+            .body("".into())
+            .unwrap();
+        match handler(Event::http(request)).await.unwrap() {
+            Reply::Http(response) => {
+                let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+                String::from_utf8(body.to_bytes().to_vec()).unwrap()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    // In use at once: duplicate address detection would have it tentative (0x40) for a second.
+    let addresses = read("/proc/net/if_inet6").await;
+    let address = addresses
+        .lines()
+        .find(|line| line.starts_with("fd000000000000000000000000000015"));
+    let address: Vec<_> = address.expect("the IPv6 address").split_whitespace().collect();
+    assert_eq!((address[2], address[5]), ("80", "eth0"), "{addresses}");
+    assert_eq!(u8::from_str_radix(address[4], 16).unwrap() & 0x40, 0, "{addresses}");
+    // The gateway is on no network of the machine's, so that it is reached on the link.
+    let routes = read("/proc/net/ipv6_route").await;
+    let default = format!("{0} 00 {0} 00 fd000001{1}1 ", "0".repeat(32), "0".repeat(23));
+    assert!(routes.contains(&default), "{routes}");
+    let routes = read("/proc/net/route").await;
+    // 10.0.2.2, in the byte order of this processor.
+    assert!(routes.contains("eth0\t00000000\t0202000A\t"), "{routes}");
+    assert_eq!(
+        read("/etc/resolv.conf").await,
+        "nameserver 10.0.2.3\nnameserver fd00::3\n"
+    );
+    assert_eq!(vm.halt().await, End::Halted);
+}
+
+/// A folder with programs of this machine, and the libraries that they need (ldd(1)), each in its own place.
+fn copies(folder: &Path, programs: &[&str]) {
+    for program in programs {
+        let output = Command::new("ldd").arg(program).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
+        for file in libraries.chain([*program]) {
+            let place = folder.join(file.trim_start_matches('/'));
+            std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+            std::fs::copy(file, place).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn dropbear_stands_in_for_sshd_and_is_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe");
+    copies(&recipe.join("files"), &["/usr/sbin/dropbear", "/bin/sh"]);
+    std::fs::create_dir(recipe.join("files/etc")).unwrap();
+    std::fs::write(recipe.join("image.toml"), "base = \"none\"\n").unwrap();
+    for (name, text) in [
+        ("passwd", "root:x:0:0:root:/root:/bin/sh\n"),
+        ("group", "root:x:0:\n"),
+        ("nsswitch.conf", "passwd: files\ngroup: files\n"),
+        ("polyinit.toml", "shell = true\n"),
+    ] {
+        std::fs::write(recipe.join("files/etc").join(name), text).unwrap();
+    }
+    let image = build(&recipe, &folder.path().join("image.squashfs"));
+    let (key, port) = (ssh::key(folder.path(), "key"), ssh::free_port());
+    let (forward, public) = (format!("{port}:22"), format!("{}.pub", key.display()));
+    let arguments = [
+        "--memory",
+        "256",
+        "--net",
+        "--forward",
+        &forward,
+        "--authorized-keys",
+        &public,
+    ];
+    let machine = Machine::boot(&image, &built("exec-machine"), &arguments);
+    let log_in = |command: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let output = ssh::log_in(port, &key, command);
+            if output.status.success() {
+                return String::from_utf8(output.stdout).unwrap();
+            }
+            let why = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(Instant::now() < deadline, "{why}: {}", machine.output());
+        }
+    };
+    // The process above the one of this connection is the one that is kept; it tells its number and is ended.
+    let parent = "read -r _ _ _ parent _ < /proc/$PPID/stat; echo $parent";
+    let first = log_in(parent);
+    let host_key = machine.shell("echo /etc/dropbear/*; cat /etc/dropbear/*ed25519*");
+    assert!(host_key.starts_with("/etc/dropbear/dropbear_"), "{host_key}");
+    machine.shell(&format!("kill -9 {first}"));
+    machine.wait_for("dropbear was killed by SIGKILL");
+    let second = log_in(parent);
+    assert_ne!(first, second);
+    assert_eq!(
+        machine.shell("echo /etc/dropbear/*; cat /etc/dropbear/*ed25519*"),
+        host_key
+    );
+
+    let other = ssh::log_in(port, &ssh::key(folder.path(), "other"), "true");
+    let why = String::from_utf8_lossy(&other.stderr);
+    assert!(why.contains("Permission denied (publickey)"), "{why}");
     machine.halt();
 }
 

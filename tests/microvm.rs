@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::api::Api;
 use crate::support::machine::{Machine, image};
-use crate::support::{PATIENCE, Running, built, program, request};
+use crate::support::{PATIENCE, Running, built, program, request, ssh};
 
 fn boot(program: &Path, arguments: &[&str]) -> Machine {
     Machine::boot(&image("debian-12"), program, arguments)
@@ -29,11 +29,28 @@ async fn a_program_finds_a_machine_as_it_should_be() {
     std::fs::write(folder.path().join("extra/note.txt"), "from a read-only volume").unwrap();
     let state = format!("{}:/var/lib/state:rw", volume.display());
     let extra = format!("{}:/srv/extra", folder.path().join("extra").display());
+    // The network's places for what a program imports: a virtual environment, and plain packages.
+    let venv = folder.path().join("venv");
+    let site = venv.join("lib/python3.11/site-packages");
+    let packages = folder.path().join("packages");
+    for (folder, name) in [(&site, "of_the_venv.py"), (&packages, "of_the_packages.py")] {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join(name), "").unwrap();
+    }
+    std::fs::create_dir(venv.join("bin")).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/python3", venv.join("bin/python3")).unwrap();
+    std::fs::write(venv.join("pyvenv.cfg"), "home = /usr/bin\n").unwrap();
+    let venv = format!("{}:/opt/venv", venv.display());
+    let packages = format!("{}:/opt/packages", packages.display());
     let arguments = [
         "--volume",
         &state,
         "--volume",
         &extra,
+        "--volume",
+        &venv,
+        "--volume",
+        &packages,
         "--net",
         "--env",
         "GREETING=héllo",
@@ -124,6 +141,13 @@ async fn a_program_finds_a_machine_as_it_should_be() {
         machine.json("/show?path=/srv/extra/note.txt").await,
         "from a read-only volume"
     );
+    for (module, place) in [
+        ("of_the_venv", "/opt/venv/lib/python3.11/site-packages"),
+        ("of_the_packages", "/opt/packages"),
+    ] {
+        let found = machine.json(&format!("/import?module={module}")).await;
+        assert_eq!(found, format!("{place}/{module}.py"));
+    }
     assert_eq!(machine.json("/loopback").await, json!(["127.0.0.1", "::1"]));
     let before = machine.json("/init-time").await.as_f64().unwrap();
     let mut seconds = 0.0;
@@ -163,7 +187,7 @@ async fn without_a_network_device_there_is_still_loopback() {
 async fn the_networks_sdk_reaches_its_host() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api");
-    let _api = Api::serve(&socket);
+    let api = Api::serve(&socket);
     let machine = boot(&program("aleph-sdk"), &["--guest-api", socket.to_str().unwrap()]);
     assert_eq!(
         machine.json("/cache").await,
@@ -174,6 +198,8 @@ async fn the_networks_sdk_reaches_its_host() {
         (&signed["sender"], &signed["signature"]),
         (&json!("0xabc"), &json!("0xsigned"))
     );
+    assert_eq!(machine.json("/at-once?count=200").await, json!({"200": 200}));
+    assert!(api.most_at_once() >= 200, "{}", api.most_at_once());
     let message = http::Request::post("/_polyinit/message");
     let value = request(&machine.address, message, r#"{"item_hash": "cafe"}"#).await;
     assert_eq!(value.json(), json!({"seen": "cafe"}));
@@ -183,18 +209,7 @@ async fn the_networks_sdk_reaches_its_host() {
 #[tokio::test]
 async fn whoever_has_a_key_can_log_in() {
     let folder = tempfile::tempdir().unwrap();
-    let key = folder.path().join("key");
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-        .arg(&key)
-        .status();
-    assert!(made.unwrap().success());
-    // A port that is free now, and hardly anybody else's in a second.
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let (key, port) = (ssh::key(folder.path(), "key"), ssh::free_port());
     let (forward, public) = (format!("{port}:22"), format!("{}.pub", key.display()));
     let arguments = ["--net", "--forward", &forward, "--authorized-keys", &public];
     let machine = boot(&program("machine-report"), &arguments);
@@ -203,42 +218,21 @@ async fn whoever_has_a_key_can_log_in() {
         "100600 0:0"
     );
     assert_eq!(machine.json("/mode?path=/root/.ssh").await, "40700 0:0");
-    let log_in = |key: &Path, command: &str| {
-        let mut ssh = Command::new("ssh");
-        ssh.arg("-p")
-            .arg(port.to_string())
-            .arg("-i")
-            .arg(key)
-            .args(["-F", "/dev/null"]);
-        for option in [
-            "BatchMode=yes",
-            "StrictHostKeyChecking=no",
-            "UserKnownHostsFile=/dev/null",
-            "ConnectTimeout=10",
-        ] {
-            ssh.args(["-o", option]);
-        }
-        ssh.args(["root@127.0.0.1", command]).output().unwrap()
-    };
     let deadline = Instant::now() + PATIENCE;
     let said = loop {
-        let output = log_in(&key, "hostname; cat /proc/1/comm");
+        let output = ssh::log_in(port, &key, "hostname; cat /proc/1/comm");
         if output.status.success() {
             break String::from_utf8(output.stdout).unwrap();
         }
         let why = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(Instant::now() < deadline, "{why}: {}", machine.output());
     };
+    let refused = machine.shell("id");
+    assert!(refused.starts_with("the shell is off in this machine"), "{refused}");
     let (name, init) = said.trim().split_once('\n').unwrap();
     assert_eq!((name.len(), init), (52, "init"));
 
-    let other = folder.path().join("other");
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-        .arg(&other)
-        .status();
-    assert!(made.unwrap().success());
-    let refused = log_in(&other, "true");
+    let refused = ssh::log_in(port, &ssh::key(folder.path(), "other"), "true");
     let why = String::from_utf8_lossy(&refused.stderr);
     assert!(why.contains("Permission denied (publickey)"), "{why}");
     machine.halt();

@@ -12,7 +12,7 @@ use polyinit::machine::modules;
 use serde_json::{Value, json};
 
 use crate::support::PATIENCE;
-use crate::support::machine::image;
+use crate::support::machine::{build_smallest, turn};
 
 /// QEMU's larger machine: of those that it has, the smaller one doesn't tell its guest which generation it is. It has no
 /// vsock, so that init waits for its configuration for ever.
@@ -27,7 +27,7 @@ impl Machine {
         let [initramfs, monitor] = ["initramfs", "qmp"].map(|name| folder.join(name).display().to_string());
         let root = json!({
             "driver": "raw", "node-name": "root", "read-only": true,
-            "file": {"driver": "file", "filename": image("wasm")},
+            "file": {"driver": "file", "filename": folder.join("image")},
         });
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -134,6 +134,7 @@ fn kernel() -> Option<PathBuf> {
 #[test]
 fn a_machine_started_from_a_snapshot_notices() {
     let Some(kernel) = kernel() else { return };
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let wanted = [
         "virtio_pci",
@@ -144,6 +145,7 @@ fn a_machine_started_from_a_snapshot_notices() {
     ];
     let modules = modules::in_load_order(&kernel.with_file_name("modules"), &wanted).unwrap();
     initramfs::write(&folder.path().join("initramfs"), &modules, "/dev/vda", "squashfs").unwrap();
+    build_smallest(&folder.path().join("image"));
     let snapshot = folder.path().join("snapshot").display().to_string();
 
     let mut first = Machine::start(&kernel, folder.path(), 1, &[]);

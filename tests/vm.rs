@@ -12,6 +12,7 @@ use polyinit::host::link::Link;
 use polyinit::wire::ConfigurationAnswer;
 
 use crate::host::{Guest, configuration_for};
+use crate::support::machine::build_smallest;
 use crate::support::{PATIENCE, Running, built, get, request};
 
 /// An image with nothing but init in it.
@@ -23,11 +24,7 @@ struct Image {
 impl Image {
     fn build() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("wasm.squashfs");
-        let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("runtimes/wasm");
-        let arguments = ["image", "build", recipe.to_str().unwrap(), "-o", path.to_str().unwrap()];
-        let (status, output) = Running::start(&arguments).end();
-        assert_eq!(status.code(), Some(0), "{output}");
+        let path = build_smallest(&folder.path().join("wasm.squashfs"));
         Self { folder, path }
     }
 

@@ -84,7 +84,7 @@ impl Plan {
         let interface4 = "an address such as 172.16.0.2/24";
         let interface6 = "an address such as fd00::2/64";
         Ok(Self {
-            ipv4: parse(&addressing.ipv4, "IPv4 address", interface4, |text| {
+            ipv4: parse(&addressing.ipv4, "IPv4 address (ip)", interface4, |text| {
                 interface(text, IPV4_LENGTH, 32).filter(|one: &Interface<Ipv4Addr>| is_host4(one.address))
             })?,
             ipv4_gateway: parse(
@@ -93,12 +93,12 @@ impl Plan {
                 "an address such as 172.16.0.1",
                 |text| text.parse().ok().filter(|address| is_host4(*address)),
             )?,
-            ipv6: parse(&addressing.ipv6, "IPv6 address", interface6, |text| {
+            ipv6: parse(&addressing.ipv6, "IPv6 address (ipv6)", interface6, |text| {
                 interface(text, IPV6_LENGTH, 128).filter(|one: &Interface<Ipv6Addr>| is_host6(one.address))
             })?,
             ipv6_gateway: parse(
                 &addressing.ipv6_gateway,
-                "IPv6 gateway",
+                "IPv6 gateway (ipv6_gateway)",
                 "an address such as fd00::1",
                 |text| text.parse().ok().filter(|address| is_host6(*address)),
             )?,
@@ -107,7 +107,7 @@ impl Plan {
                 .iter()
                 .map(|server| {
                     server.parse().map_err(|_| NetworkError::Field {
-                        field: "DNS server",
+                        field: "DNS server (dns_servers)",
                         value: shortened(server),
                         expected: "an IPv4 or IPv6 address",
                     })
@@ -471,23 +471,26 @@ mod tests {
         let cases = [
             (
                 addressing("172.16.4.2/33", "", "", ""),
-                "the IPv4 address `172.16.4.2/33`",
+                "the IPv4 address (ip) `172.16.4.2/33`",
             ),
             (
                 addressing("172.16.4.2/0", "", "", ""),
-                "the IPv4 address `172.16.4.2/0`",
+                "the IPv4 address (ip) `172.16.4.2/0`",
             ),
-            (addressing("172.16.4", "", "", ""), "the IPv4 address `172.16.4`"),
-            (addressing("224.0.0.1", "", "", ""), "the IPv4 address `224.0.0.1`"),
-            (addressing("fd00::1", "", "", ""), "the IPv4 address `fd00::1`"),
+            (addressing("172.16.4", "", "", ""), "the IPv4 address (ip) `172.16.4`"),
+            (addressing("224.0.0.1", "", "", ""), "the IPv4 address (ip) `224.0.0.1`"),
+            (addressing("fd00::1", "", "", ""), "the IPv4 address (ip) `fd00::1`"),
             (
                 addressing("", "172.16.0.1/24", "", ""),
                 "the IPv4 gateway (route) `172.16.0.1/24`",
             ),
             (addressing("", "0.0.0.0", "", ""), "the IPv4 gateway (route) `0.0.0.0`"),
-            (addressing("", "", "fd00::g", ""), "the IPv6 address `fd00::g`"),
-            (addressing("", "", "fd00::1/129", ""), "the IPv6 address `fd00::1/129`"),
-            (addressing("", "", "", "::"), "the IPv6 gateway `::`"),
+            (addressing("", "", "fd00::g", ""), "the IPv6 address (ipv6) `fd00::g`"),
+            (
+                addressing("", "", "fd00::1/129", ""),
+                "the IPv6 address (ipv6) `fd00::1/129`",
+            ),
+            (addressing("", "", "", "::"), "the IPv6 gateway (ipv6_gateway) `::`"),
         ];
         for (wrong, beginning) in cases {
             let error = Plan::new(&wrong).expect_err(beginning).to_string();
@@ -498,7 +501,10 @@ mod tests {
             ..Addressing::default()
         };
         let error = Plan::new(&long).expect_err("no address").to_string();
-        assert!(error.starts_with("the DNS server `xxx") && error.len() < 200, "{error}");
+        assert!(
+            error.starts_with("the DNS server (dns_servers) `xxx") && error.len() < 200,
+            "{error}"
+        );
     }
 
     #[test]

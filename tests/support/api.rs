@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -19,32 +20,55 @@ use tokio::task::AbortHandle;
 type Cache = Arc<Mutex<BTreeMap<String, Bytes>>>;
 
 /// Serves until it is dropped.
-pub struct Api(AbortHandle);
+pub struct Api {
+    serving: AbortHandle,
+    connections: Arc<Connections>,
+}
+
+/// How many there are, and the most that there have been at once.
+#[derive(Default)]
+struct Connections {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
 
 impl Api {
     pub fn serve(socket: &Path) -> Self {
         let listener = UnixListener::bind(socket).unwrap();
         let cache = Cache::default();
+        let connections = Arc::new(Connections::default());
+        let counted = connections.clone();
         let serving = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let cache = cache.clone();
+                let (cache, counted) = (cache.clone(), counted.clone());
+                let now = counted.now.fetch_add(1, Ordering::SeqCst) + 1;
+                counted.most.fetch_max(now, Ordering::SeqCst);
                 tokio::spawn(async move {
                     let service = service_fn(|request| answer(request, cache.clone()));
                     // A client that goes away ends its connection.
                     let _ = http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await;
+                    counted.now.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
-        Self(serving.abort_handle())
+        Self {
+            serving: serving.abort_handle(),
+            connections,
+        }
+    }
+
+    /// The most connections that were open at once.
+    pub fn most_at_once(&self) -> usize {
+        self.connections.most.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for Api {
     fn drop(&mut self) {
-        self.0.abort();
+        self.serving.abort();
     }
 }
 

@@ -1,6 +1,6 @@
 //! An image in a real machine, with real vsock, and its program on a port of this host.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,19 +21,43 @@ pub fn image(name: &str) -> PathBuf {
     path
 }
 
+/// Has the binary that is tested build an image, with itself as init.
+pub fn build(recipe: &Path, image: &Path) -> PathBuf {
+    let [from, to] = [recipe, image].map(|path| path.to_str().unwrap());
+    let (status, output) = Running::start(&["image", "build", from, "-o", to]).end();
+    assert_eq!(status.code(), Some(0), "{output}");
+    image.to_owned()
+}
+
+/// One with nothing but init in it.
+pub fn build_smallest(image: &Path) -> PathBuf {
+    build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("runtimes/wasm"), image)
+}
+
 pub struct Machine {
     running: Running,
     pub address: String,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
+}
+
+/// The right to have a machine run.
+pub struct Turn {
+    _guard: MutexGuard<'static, ()>,
 }
 
 /// An emulated machine takes all of a processor: several at once would only wait for each other.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Waits until no other machine runs.
+pub fn turn() -> Turn {
+    let _guard = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Turn { _guard }
+}
+
 impl Machine {
     /// Boots `image` with `program` in it, and waits until that is served.
     pub fn boot(image: &Path, program: &Path, arguments: &[&str]) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let mut all = vec!["vm", image.to_str().unwrap(), "--program", program.to_str().unwrap()];
         all.extend(["--listen", "127.0.0.1:0", "-v"]);
         all.extend(arguments);
@@ -90,20 +114,38 @@ impl Machine {
 
     /// Tells the guest to halt over its vsock, past `polyinit vm`. Returns the time to its last word.
     pub fn halt_as_hosts_do(&self) -> Duration {
-        use std::io::Read;
-        let mut stream = UnixStream::connect(self.folder().join("v")).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(b"CONNECT 52\n").unwrap();
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut said = String::new();
-        reader.read_line(&mut said).unwrap();
-        assert!(said.starts_with("OK "), "{said}");
+        let mut stream = self.vsock();
         let began = Instant::now();
         stream.write_all(b"halt").unwrap();
         let mut last = String::new();
-        reader.read_to_string(&mut last).unwrap();
+        stream.read_to_string(&mut last).unwrap();
         assert_eq!(last, "STOP\nSTOPZ\n");
         began.elapsed()
+    }
+
+    /// What the guest answers to a command of its host.
+    pub fn shell(&self, command: &str) -> String {
+        let mut stream = self.vsock();
+        stream.write_all(format!("!{command}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// A connection to the guest's port for its host.
+    fn vsock(&self) -> UnixStream {
+        let mut stream = UnixStream::connect(self.folder().join("v")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"CONNECT 52\n").unwrap();
+        // A byte at a time: what follows the line is the guest's.
+        let mut said = String::new();
+        while !said.ends_with('\n') {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            said.push(byte[0].into());
+        }
+        assert!(said.starts_with("OK "), "{said}");
+        stream
     }
 
     /// Waits until it has ended by itself, and returns everything that was said.

@@ -7,6 +7,8 @@ mod client;
 #[cfg(all(feature = "host", feature = "image"))]
 pub mod machine;
 mod process;
+#[cfg(all(feature = "host", feature = "image"))]
+pub mod ssh;
 pub mod websocket;
 
 use std::path::{Path, PathBuf};

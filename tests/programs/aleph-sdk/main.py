@@ -1,7 +1,10 @@
 """A program for the network's own SDK: its wrapper around an ASGI application, its cache and its remote account, all of
 which reach the host through the guest API."""
 
+import asyncio
+import collections
 import json
+import os
 
 from aleph.sdk.chains.remote import RemoteAccount
 from aleph.sdk.vm.app import AlephApp
@@ -36,6 +39,24 @@ async def account():
     account = await RemoteAccount.from_crypto_host()
     message = {"chain": account.CHAIN, "sender": account.get_address(), "type": "POST", "item_hash": "cafe"}
     return await account.sign_message(message)
+
+
+@http_app.get("/at-once")
+async def at_once(count: int):
+    """Holds that many connections to the host open at once, and then asks something over each. Counts the answers by status."""
+
+    async def connected():
+        return await asyncio.open_unix_connection(os.environ["ALEPH_API_UNIX_SOCKET"])
+
+    async def status(reader, writer):
+        writer.write(b"GET /properties HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        line = await reader.readline()
+        await reader.read()
+        writer.close()
+        return line.split()[1].decode()
+
+    connections = await asyncio.gather(*(connected() for _ in range(count)))
+    return collections.Counter(await asyncio.gather(*(status(*connection) for connection in connections)))
 
 
 @app.event(filters=[{"type": "POST"}])

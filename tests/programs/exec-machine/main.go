@@ -25,9 +25,16 @@ func main() {
 	if os.Getenv("STUBBORN") != "" {
 		signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
 	}
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGCONT)
+	go func() {
+		for range signals {
+			continued.Add(1)
+		}
+	}()
 	routes := map[string]func(http.ResponseWriter, *http.Request) error{
 		"/read": read, "/link": link, "/write": write, "/fetch": fetch, "/kill": kill, "/hold": hold, "/holding": count, "/time": now,
-		"/size": size,
+		"/size": size, "/continued": timesContinued,
 	}
 	for path, route := range routes {
 		http.HandleFunc(path, told(route))
@@ -113,6 +120,14 @@ func hold(w http.ResponseWriter, r *http.Request) error {
 // How many requests are never answered.
 func count(w http.ResponseWriter, r *http.Request) error {
 	fmt.Fprint(w, holding.Load())
+	return nil
+}
+
+var continued atomic.Int32
+
+// How often init has told that the machine had stood still.
+func timesContinued(w http.ResponseWriter, r *http.Request) error {
+	fmt.Fprint(w, continued.Load())
 	return nil
 }
 

@@ -1,5 +1,6 @@
 """Tells what kind of machine it runs in, as a program sees it."""
 
+import importlib
 import json
 import os
 import socket
@@ -115,6 +116,11 @@ def on_terminals(query):
     return found
 
 
+def imported(query):
+    """Where a module is found."""
+    return importlib.import_module(query["module"][0]).__file__
+
+
 def zombies(query):
     found = []
     for process in filter(str.isdigit, os.listdir("/proc")):
@@ -146,5 +152,6 @@ ROUTES = {
     "/eat": eat,
     "/mode": mode,
     "/on-terminals": on_terminals,
+    "/import": imported,
     "/zombies": zombies,
 }

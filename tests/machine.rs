@@ -295,7 +295,7 @@ async fn a_wrong_configuration_is_answered_by_what_is_wrong_and_a_right_one_take
     std::fs::File::create(&empty).unwrap().set_len(1 << 20).unwrap();
     let drive = |path| Drive { path, read_only: false };
     let settings = Settings {
-        image: image("wasm"),
+        image: build_smallest(&folder.path().join("image")),
         kernel: Kernel::find(None).unwrap(),
         memory: 256,
         processors: 1,

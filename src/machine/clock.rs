@@ -36,8 +36,8 @@ const KERNEL_LOG: &str = "/dev/kmsg";
 /// What the kernel says when this machine is a copy of the one before (`add_vmfork_randomness` of its `random.c`).
 const NEW_GENERATION: &str = "random: crng reseeded due to virtual machine fork";
 
-/// As much of a record as the kernel keeps of one (`PRINTKRB_RECORD_MAX`).
-const RECORD: usize = 1024;
+/// The longest that a record can be (`CONSOLE_EXT_LOG_MAX` of the kernel).
+const RECORD: usize = 8192;
 
 /// What has happened to the machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,21 +51,31 @@ pub struct Resumed {
 /// Why the clock is not looked after.
 #[derive(Debug, thiserror::Error)]
 pub enum ClockError {
-    #[error("this machine has neither KVM's clock nor a real-time clock: its clock stays behind after a pause")]
-    NoHostClock,
     #[error("reading the host's clock failed: {0}")]
     Read(Errno),
     #[error("setting the clock failed: {0}")]
     Set(Errno),
 }
 
-/// Looks after the clock for as long as it is polled, and calls `resumed` after each pause.
+/// Looks after the clock for as long as it is polled, and calls `resumed` after each pause. Where there is no clock to
+/// compare with, only what the kernel tells of is noticed.
 ///
 /// # Errors
-/// Where there is no clock to compare with.
+/// Where a clock can't be read or set.
 pub async fn look_after(resumed: impl Fn(Resumed)) -> Result<(), ClockError> {
-    let host = HostClock::find().ok_or(ClockError::NoHostClock)?;
     let generations = Generations::watch();
+    let Some(host) = HostClock::find() else {
+        tracing::debug!(
+            "this machine has neither KVM's clock nor a real-time clock: its clock stays behind after a pause"
+        );
+        loop {
+            next_generation(generations.as_ref()).await;
+            resumed(Resumed {
+                behind: 0.0,
+                is_copy: true,
+            });
+        }
+    };
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known = host.ahead()?;

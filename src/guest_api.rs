@@ -30,13 +30,14 @@ pub const SOCKET_OF_SDK: &str = "/tmp/socat-socket";
 const HOST: u32 = 2;
 const PORT: u32 = 53;
 
-/// Connections carried at once. More wait in the socket's backlog, where connect(2) waits with them.
-pub const CONNECTIONS: usize = 200;
+/// Connections carried at once: 200 that are at work, and some that the network's SDK keeps for its next request. More
+/// wait in the socket's backlog, where connect(2) waits with them.
+pub const CONNECTIONS: usize = 256;
 
 /// For the host to accept.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Held for each direction of a connection: 32 KiB a connection, 6.4 MB at most.
+/// Held for each direction of a connection: 32 KiB a connection, 8 MiB at most.
 const BUFFER: usize = 16 << 10;
 
 /// A connection on which neither side has said anything for this long is closed, as HTTP servers do: a forgotten one

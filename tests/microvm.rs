@@ -151,17 +151,18 @@ async fn a_program_finds_a_machine_as_it_should_be() {
     assert_eq!(machine.json("/loopback").await, json!(["127.0.0.1", "::1"]));
     let before = machine.json("/init-time").await.as_f64().unwrap();
     let mut seconds = 0.0;
-    for _ in 0..20 {
+    for _ in 0..4 {
         seconds += machine.json("/orphans?count=500").await["seconds"].as_f64().unwrap();
     }
     let deadline = Instant::now() + PATIENCE;
     while machine.json("/zombies").await != json!([]) {
         assert!(Instant::now() < deadline, "orphans stay zombies");
     }
-    // Under 1 % of a processor if they come within a minute; an emulated one is slower than any that we are made for.
+    // A processor of one's own is asked for 60 us an orphan, which is 1 % of it for 10,000 in a minute (tests/serve.rs). An
+    // emulated one is several times slower.
     let busy = machine.json("/init-time").await.as_f64().unwrap() - before;
-    eprintln!("10,000 orphans within {seconds} s cost init {busy} s");
-    assert!(busy < 6.0, "10,000 orphans cost init {busy} s");
+    eprintln!("2,000 orphans within {seconds} s cost init {busy} s");
+    assert!(busy < 0.4, "2,000 orphans cost init {busy} s");
     machine.halt();
 
     // What was written without fsync is on the volume when the machine starts again, and the root is new.

@@ -208,13 +208,22 @@ fn what_is_missing_is_named() {
     let (image, text, kernel) = (at("image"), at("text"), at("vmlinux"));
     std::fs::write(&image, "hsqs").unwrap();
     std::fs::write(&text, "hello").unwrap();
-    std::fs::write(&kernel, "").unwrap();
+    std::fs::write(&kernel, "\x7fELF").unwrap();
     let listen = ["--listen", "127.0.0.1:0"];
     let vm = |more: &[&str]| refused(&[&["vm"], more, &listen].concat());
     assert!(vm(&[&at("none"), "--kernel", &kernel]).contains("can't read the image"));
     assert!(vm(&[&text, "--kernel", &kernel]).contains("is no image of a root file system"));
     assert!(vm(&[&image, "--kernel", &at("none")]).contains("there is no kernel at"));
-    assert!(vm(&[&image, "--kernel", &kernel, "--program", &at("none")]).contains("can't read"));
+    assert!(vm(&[&image, "--kernel", &text]).contains("is no kernel: neither a vmlinux nor a bzImage"));
+    for option in ["--program", "--data", "--authorized-keys"] {
+        let error = format!("error: {option}: can't read {}", at("none"));
+        assert!(
+            vm(&[&image, "--kernel", &kernel, option, &at("none")]).contains(&error),
+            "{error}"
+        );
+    }
+    let volume = format!("{}:/srv", at("none"));
+    assert!(vm(&[&image, "--kernel", &kernel, "--volume", &volume]).contains("error: --volume: can't read"));
     let volume = format!("{}:/data:rw", folder.path().display());
     assert!(vm(&[&image, "--kernel", &kernel, "--volume", &volume]).contains("can't be written to from a machine"));
 
@@ -234,14 +243,7 @@ fn what_has_to_be_installed_is_told() {
     std::fs::copy(env!("CARGO_BIN_EXE_polyinit"), &program).unwrap();
     let run = |more: &[&str]| -> String {
         let Output { stderr, .. } = Command::new(&program)
-            .args([
-                "vm",
-                image.to_str().unwrap(),
-                "--vmm",
-                "qemu",
-                "--listen",
-                "127.0.0.1:0",
-            ])
+            .args(["vm", image.to_str().unwrap(), "--listen", "127.0.0.1:0"])
             .args(more)
             .env_clear()
             .env("PATH", folder.path())
@@ -252,6 +254,22 @@ fn what_has_to_be_installed_is_told() {
     };
     let output = run(&[]);
     assert!(output.contains("no kernel found: pass --kernel FILE"), "{output}");
-    let output = run(&["--kernel", image.to_str().unwrap()]);
+    let fetch = format!(
+        "mkdir -p {0}/polyinit/vm && cd {0}/polyinit/vm\n",
+        folder.path().display()
+    );
+    assert!(output.contains(&fetch), "{output}");
+    let kernel = folder.path().join("vmlinux");
+    std::fs::write(&kernel, "\x7fELF").unwrap();
+    let kernel = ["--kernel", kernel.to_str().unwrap()];
+    let output = run(&kernel);
     assert!(output.contains("qemu-system-x86_64 is not installed"), "{output}");
+    for vmm in ["firecracker", "cloud-hypervisor"] {
+        let output = run(&[&kernel[..], &["--vmm", vmm]].concat());
+        assert!(
+            output.contains(&format!("{vmm} is not installed: see https://")),
+            "{output}"
+        );
+        assert!(output.contains("or use --vmm qemu"), "{output}");
+    }
 }

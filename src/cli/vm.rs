@@ -58,7 +58,7 @@ no content-encoding, transfer-encoding or vary. What is sent with POST to /_poly
 
 Ctrl-C halts the machine; a second one kills it.")]
 pub struct Machine {
-    /// The root file system: a squashfs, as `polyinit image build` makes them, or an ext4
+    /// The root file system: a squashfs, as `polyinit image build` makes them, an erofs or an ext4
     image: PathBuf,
 
     /// The program: a file, a folder, a zip or a squashfs [default: none, and the image's program is used]
@@ -90,7 +90,7 @@ pub struct Machine {
     listen: SocketAddr,
 
     /// The longest that the program may take for one request, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
 
     /// The machine's memory
@@ -261,7 +261,7 @@ impl Machine {
         let mut identity = Sha256::new();
         identity.update(self.image.as_os_str().as_encoded_bytes());
         if let Some(path) = &self.program {
-            let packed = pack::program(path, workspace)?;
+            let packed = pack::program(path, workspace).map_err(|error| format!("--program: {error}"))?;
             identity.update(path.as_os_str().as_encoded_bytes());
             self.describe(path, &packed, workspace, &mut configuration)?;
             if let Some(drive) = packed.drive {
@@ -275,11 +275,14 @@ impl Machine {
                 let path = volume.path.display();
                 return Err(format!("--volume {path}: a folder can't be written to from a machine; pass the file of a formatted file system").into());
             }
-            let drive = pack::volume(&volume.path, &workspace.join(format!("volume{number}.squashfs")))?;
+            let packed = pack::volume(&volume.path, &workspace.join(format!("volume{number}.squashfs")));
+            let drive = packed.map_err(|error| format!("--volume: {error}"))?;
             drives.add(drive, volume.mount.clone(), volume.read_only)?;
         }
         if let Some(path) = &self.data {
-            configuration.input_data = Some(ByteBuf::from(pack::data(path)?));
+            configuration.input_data = Some(ByteBuf::from(
+                pack::data(path).map_err(|error| format!("--data: {error}"))?,
+            ));
         }
         if let Some(path) = &self.authorized_keys {
             configuration.authorized_keys = Some(keys_of(path)?);
@@ -376,7 +379,8 @@ fn milliseconds(duration: Duration) -> String {
 
 /// The keys of a file as ssh-keygen(1) and sshd(8) have them: one a line, between comments.
 fn keys_of(path: &Path) -> Result<Vec<String>, CommandError> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("can't read {}: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("--authorized-keys: can't read {}: {error}", path.display()))?;
     let lines = text.lines().map(str::trim);
     let keys: Vec<String> = lines
         .filter(|line| !line.is_empty() && !line.starts_with('#'))

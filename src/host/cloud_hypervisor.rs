@@ -4,9 +4,12 @@
 //! the same Unix sockets as Firecracker's, its devices are on PCI.
 
 use super::hardware::{GUEST_CID, Hardware, Network, StartError, Vmm, start, text};
-use super::tools;
+use super::{kvm, tools};
 
 const CLOUD_HYPERVISOR: &str = "cloud-hypervisor";
+
+/// As people call it.
+const NAME: &str = "Cloud Hypervisor";
 
 /// Whether Cloud Hypervisor is installed.
 pub fn is_installed() -> bool {
@@ -16,13 +19,14 @@ pub fn is_installed() -> bool {
 /// Starts the machine. It runs as soon as this returns.
 ///
 /// # Errors
-/// [`StartError`] where Cloud Hypervisor is missing, doesn't start, or shall give a network, for which it would need a
+/// [`StartError`] where Cloud Hypervisor or KVM is missing, doesn't start, or shall give a network, for which it would need a
 /// tap device that only root can make.
 pub async fn run(hardware: &Hardware) -> Result<Vmm, StartError> {
     let program = tools::program(CLOUD_HYPERVISOR).ok_or(StartError::NotInstalled {
         program: CLOUD_HYPERVISOR,
-        hint: "see https://github.com/cloud-hypervisor/cloud-hypervisor/releases",
+        hint: "see https://github.com/cloud-hypervisor/cloud-hypervisor/releases, or use --vmm qemu",
     })?;
+    kvm::may_be_used().map_err(|errno| StartError::NoKvm { vmm: NAME, errno })?;
     let arguments = arguments(hardware)?;
     Ok(Vmm::new(start("console", program, arguments, None).await?, None))
 }
@@ -30,7 +34,7 @@ pub async fn run(hardware: &Hardware) -> Result<Vmm, StartError> {
 fn arguments(hardware: &Hardware) -> Result<Vec<String>, StartError> {
     if hardware.network != Network::None {
         return Err(StartError::NoNetwork {
-            vmm: "Cloud Hypervisor",
+            vmm: NAME,
             why: "that needs a tap device, which polyinit doesn't make; use --vmm qemu",
         });
     }

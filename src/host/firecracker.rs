@@ -8,9 +8,12 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::hardware::{GUEST_CID, Hardware, Network, StartError, Vmm, start, text};
-use super::tools;
+use super::{kernel, kvm, tools};
 
 const FIRECRACKER: &str = "firecracker";
+
+/// As people call it.
+const NAME: &str = "Firecracker";
 
 /// Whether Firecracker is installed.
 pub fn is_installed() -> bool {
@@ -20,13 +23,18 @@ pub fn is_installed() -> bool {
 /// Starts the machine. It runs as soon as this returns.
 ///
 /// # Errors
-/// [`StartError`] where Firecracker is missing, doesn't start, or shall give a network, for which it would need a tap
+/// [`StartError`] where Firecracker or KVM is missing, doesn't start, or shall give a network, for which it would need a tap
 /// device that only root can make.
 pub async fn run(hardware: &Hardware) -> Result<Vmm, StartError> {
     let program = tools::program(FIRECRACKER).ok_or(StartError::NotInstalled {
         program: FIRECRACKER,
-        hint: "see https://github.com/firecracker-microvm/firecracker/releases",
+        hint: "see https://github.com/firecracker-microvm/firecracker/releases, or use --vmm qemu",
     })?;
+    kvm::may_be_used().map_err(|errno| StartError::NoKvm { vmm: NAME, errno })?;
+    if kernel::is_bz_image(&hardware.kernel) {
+        let kernel = hardware.kernel.clone();
+        return Err(StartError::Compressed { vmm: NAME, kernel });
+    }
     let configuration = configuration(hardware)?;
     let path = hardware.folder.join("machine.json");
     fs::write(&path, configuration.to_string()).map_err(|source| StartError::Write {
@@ -40,7 +48,7 @@ pub async fn run(hardware: &Hardware) -> Result<Vmm, StartError> {
 fn configuration(hardware: &Hardware) -> Result<Value, StartError> {
     if hardware.network != Network::None {
         return Err(StartError::NoNetwork {
-            vmm: "Firecracker",
+            vmm: NAME,
             why: "that needs a tap device, which polyinit doesn't make; use --vmm qemu",
         });
     }

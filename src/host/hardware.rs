@@ -65,6 +65,16 @@ pub struct Vmm {
 pub enum StartError {
     #[error("{program} is not installed: {hint}")]
     NotInstalled { program: &'static str, hint: &'static str },
+    #[error("{vmm} needs KVM, and /dev/kvm can't be used: {errno}; --vmm qemu does without")]
+    NoKvm {
+        vmm: &'static str,
+        errno: nix::errno::Errno,
+    },
+    #[error(
+        "{vmm} takes a vmlinux, and {} is a bzImage: scripts/extract-vmlinux of the kernel's source unpacks it",
+        kernel.display()
+    )]
+    Compressed { vmm: &'static str, kernel: PathBuf },
     #[error("can't start {}: {source}", program.display())]
     Start { program: PathBuf, source: std::io::Error },
     #[error("the name {} can't be given to a VMM, since it is not UTF-8", path.display())]

@@ -22,6 +22,11 @@ pub enum Error {
     Read { path: PathBuf, source: io::Error },
     #[error("can't write the initramfs {}: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
+    #[error(
+        "the kernel's modules are compressed, and a machine can't load them so: unpack them, as with `unxz {}`",
+        path.display()
+    )]
+    Compressed { path: PathBuf },
     #[error("{} is larger than 4 GiB", path.display())]
     TooLarge { path: PathBuf },
 }
@@ -32,6 +37,10 @@ pub enum Error {
 /// # Errors
 /// [`Error`] where a file can't be read or written.
 pub fn write(path: &Path, modules: &[PathBuf], device: &str, filesystem: &str) -> Result<(), Error> {
+    let is_compressed = |module: &&PathBuf| module.extension().is_none_or(|extension| extension != "ko");
+    if let Some(module) = modules.iter().find(is_compressed) {
+        return Err(Error::Compressed { path: module.clone() });
+    }
     let plan = Plan {
         modules: (0..modules.len()).map(module_path).collect(),
         device: device.into(),
@@ -83,6 +92,14 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 mod tests {
     use super::*;
     use std::io::Read;
+
+    #[test]
+    fn a_compressed_module_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let module = folder.path().join("virtio.ko.xz");
+        let error = write(&folder.path().join("initramfs"), &[module], "/dev/vda", "squashfs").unwrap_err();
+        assert!(error.to_string().contains("virtio.ko.xz`"), "{error}");
+    }
 
     #[test]
     fn holds_the_plan_and_the_modules_in_order() {

@@ -4,14 +4,22 @@
 use std::fs;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use crate::cli;
 
 /// Whether to try: /dev/kvm may be used by this user, and has not failed since this host was booted.
 pub fn is_worth_trying() -> bool {
-    let allowed = access("/dev/kvm", AccessFlags::R_OK | AccessFlags::W_OK).is_ok();
-    allowed && !failed_before()
+    may_be_used().is_ok() && !failed_before()
+}
+
+/// Whether /dev/kvm is there, and may be used by this user.
+///
+/// # Errors
+/// Why not.
+pub fn may_be_used() -> Result<(), Errno> {
+    access("/dev/kvm", AccessFlags::R_OK | AccessFlags::W_OK)
 }
 
 /// Notes that it failed, so that the next start loses no time with it. That it can't be noted is no harm.

@@ -49,14 +49,15 @@ async def at_once(count: int):
         return await asyncio.open_unix_connection(os.environ["ALEPH_API_UNIX_SOCKET"])
 
     async def status(reader, writer):
-        writer.write(b"GET /properties HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        line = await reader.readline()
-        await reader.read()
-        writer.close()
-        return line.split()[1].decode()
+        writer.write(b"GET /properties HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return (await reader.readline()).split()[1].decode()
 
     connections = await asyncio.gather(*(connected() for _ in range(count)))
-    return collections.Counter(await asyncio.gather(*(status(*connection) for connection in connections)))
+    statuses = await asyncio.gather(*(status(*connection) for connection in connections))
+    # Only now, so that all of them were open when the last one was answered.
+    for _, writer in connections:
+        writer.close()
+    return collections.Counter(statuses)
 
 
 @app.event(filters=[{"type": "POST"}])

@@ -6,15 +6,16 @@
 //! ```
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_vsock::{VsockAddr, VsockStream};
@@ -43,6 +44,9 @@ const BUFFER: usize = 16 << 10;
 /// A connection on which neither side has said anything for this long is closed, as HTTP servers do: a forgotten one
 /// would hold one of the [`CONNECTIONS`] for ever.
 const IDLE: Duration = Duration::from_secs(600);
+
+/// How often a client that has said all it had to say, and waits, is looked at.
+const GONE_PERIOD: Duration = Duration::from_millis(100);
 
 /// For a client that is told of a failure to take it in.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -141,8 +145,8 @@ where
     }
 }
 
-/// Carries one connection until both ends have said all they had to say, one of them fails, or both are silent for too
-/// long. Either end may finish first: its end-of-file is passed on, and the other way stays open.
+/// Carries one connection until both ends have said all they had to say, one of them fails, the client has gone, or both
+/// are silent for too long. Either end may finish first: its end-of-file is passed on, and the other way stays open.
 async fn carry<C, F, S>(client: UnixStream, connect: C, idle: Duration)
 where
     C: Fn() -> F,
@@ -150,25 +154,78 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let connected = tokio::time::timeout(CONNECT_DEADLINE, connect()).await;
-    let mut host = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+    let host = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(host) => host,
         Err(e) => {
             tracing::warn!("the host's guest API (vsock port {PORT}) can't be reached: {e}");
             return turn_away(client, &e).await;
         }
     };
-    let progress = Arc::new(AtomicU64::new(0));
-    let mut client = Counted {
-        stream: client,
-        progress: Arc::clone(&progress),
+    let progress = AtomicU64::new(0);
+    let (from_client, to_client) = client.into_split();
+    let (from_host, to_host) = tokio::io::split(host);
+    let both = async {
+        let mut up = pin!(pass(from_client, to_host, &progress));
+        let mut down = pin!(pass(from_host, to_client, &progress));
+        tokio::select! {
+            client = &mut up => {
+                let client = client?;
+                tokio::select! {
+                    passed = down => passed.map(drop),
+                    () = gone(client.as_ref()) => Ok(()),
+                }
+            }
+            passed = &mut down => {
+                passed?;
+                up.await.map(drop)
+            }
+        }
     };
     tokio::select! {
-        copied = copy_bidirectional_with_sizes(&mut client, &mut host, BUFFER, BUFFER) => {
-            if let Err(e) = copied {
+        ended = both => {
+            if let Err(e) = ended {
                 tracing::debug!("a connection to the guest API broke: {e}");
             }
         }
         () = standstill(&progress, idle) => tracing::debug!("closed an idle connection to the guest API"),
+    }
+}
+
+/// Passes on all that `from` says and its end-of-file, and counts the times that bytes pass. Gives `from` back.
+async fn pass<R, W>(from: R, mut to: W, progress: &AtomicU64) -> io::Result<R>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut from = BufReader::with_capacity(BUFFER, from);
+    loop {
+        let bytes = from.fill_buf().await?;
+        let Some(length) = Some(bytes.len()).filter(|length| *length > 0) else {
+            break;
+        };
+        progress.fetch_add(1, Ordering::Relaxed);
+        to.write_all(bytes).await?;
+        progress.fetch_add(1, Ordering::Relaxed);
+        from.consume(length);
+    }
+    to.shutdown().await?;
+    Ok(from.into_inner())
+}
+
+/// Waits until nobody is at a client's end any more, which is more than that it has nothing more to say: `close` against
+/// `shutdown`. VMMs don't tell the host of one end-of-file, and a host that hears of none waits for the next request for
+/// ever. The kernel wakes nobody up for it who waits for bytes or for room.
+async fn gone(client: &UnixStream) {
+    loop {
+        let mut descriptors = [PollFd::new(client.as_fd(), PollFlags::empty())];
+        let looked = poll(&mut descriptors, PollTimeout::ZERO);
+        let is_gone = descriptors[0]
+            .revents()
+            .is_some_and(|seen| seen.contains(PollFlags::POLLHUP));
+        if looked.is_err() || is_gone {
+            return;
+        }
+        tokio::time::sleep(GONE_PERIOD).await;
     }
 }
 
@@ -182,43 +239,6 @@ async fn standstill(progress: &AtomicU64, idle: Duration) {
         }
         before = now;
         tokio::time::sleep(idle).await;
-    }
-}
-
-/// A stream that counts the times that bytes pass, whichever way.
-struct Counted {
-    stream: UnixStream,
-    progress: Arc<AtomicU64>,
-}
-
-impl Counted {
-    fn note<T>(&self, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if poll.is_ready() {
-            self.progress.fetch_add(1, Ordering::Relaxed);
-        }
-        poll
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let poll = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.note(poll)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.note(poll)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -243,8 +263,12 @@ async fn turn_away(mut client: UnixStream, cause: &io::Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::Pin;
     use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Poll};
     use std::time::Instant;
+
+    use tokio::io::ReadBuf;
 
     /// Fails a test that waits for ever.
     async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
@@ -367,6 +391,61 @@ mod tests {
             .await
             .expect("read");
         assert_eq!(&heard, b"hello");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_ends_its_connection_though_the_host_hears_no_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("api.sock");
+        let listener = bind(&socket).expect("a socket");
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        // A way to the host that keeps an end-of-file to itself, as VMMs do.
+        let bridge = Bridge::with_limits(
+            move || {
+                let (near, far) = tokio::io::duplex(64);
+                let _ = tell.send(far);
+                std::future::ready(Ok(Deaf(near)))
+            },
+            1,
+            IDLE,
+        );
+        tokio::spawn(async move { bridge.serve(listener).await });
+        for _ in 0..3 {
+            let mut client = UnixStream::connect(&socket).await.expect("connected");
+            client.write_all(b"hello").await.expect("written");
+            let mut host = soon("the host's end", told.recv()).await.expect("a connection");
+            let mut heard = [0; 5];
+            soon("its words", host.read_exact(&mut heard)).await.expect("read");
+            // Half closed it still hears.
+            client.shutdown().await.expect("half closed");
+            host.write_all(b"world").await.expect("written");
+            soon("an answer", client.read_exact(&mut heard)).await.expect("read");
+            drop(client);
+            let mut rest = Vec::new();
+            soon("the end", host.read_to_end(&mut rest)).await.expect("read");
+        }
+    }
+
+    struct Deaf(tokio::io::DuplexStream);
+
+    impl AsyncRead for Deaf {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buffer)
+        }
+    }
+
+    impl AsyncWrite for Deaf {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
     }
 
     #[tokio::test]

@@ -5,8 +5,15 @@ use std::sync::Arc;
 
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 
+#[cfg(all(feature = "host", feature = "image"))]
+use polyinit::wire::ConfigurationAnswer;
+
+#[cfg(all(feature = "host", feature = "image"))]
+use crate::host::{Guest, configuration_for, http_scope};
+#[cfg(all(feature = "host", feature = "image"))]
+use crate::support::api::Api;
 use crate::support::{Running, Served, built, folder_with, get};
 
 #[tokio::test]
@@ -201,6 +208,81 @@ async fn sockets_connect_to_names_and_addresses_that_are_named() {
         app.stop();
     }
     server.abort();
+}
+
+#[tokio::test]
+async fn datagrams_go_to_addresses_that_are_named() {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        let mut buffer = [0; 64];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+            let said = [b"you said ", &buffer[..length]].concat();
+            socket.send_to(&said, from).await.unwrap();
+        }
+    });
+    let app = Served::start(
+        built("rust-outgoing.wasm"),
+        &["--allow-host", &format!("udp://{address}")],
+    );
+    let reply = app.post(&format!("/datagram?{address}"), "hello").await;
+    assert_eq!((reply.status, reply.text().as_str()), (200, "you said hello"));
+    let elsewhere = format!("127.0.0.1:{}", address.port() ^ 1);
+    let refused = app.post(&format!("/datagram?{elsewhere}"), "hello").await.text();
+    assert!(refused.contains("access-denied"), "{refused}");
+    app.wait_for(&format!("--allow-host udp://{elsewhere}"));
+    app.stop();
+
+    // Sockets of one kind are not those of another.
+    let app = Served::start(
+        built("rust-outgoing.wasm"),
+        &["--allow-host", &format!("tcp://{address}")],
+    );
+    let refused = app.post(&format!("/datagram?{address}"), "hello").await.text();
+    assert!(refused.contains("access-denied"), "{refused}");
+    app.stop();
+    server.abort();
+}
+
+#[tokio::test]
+async fn an_instance_has_so_many_requests_under_way() {
+    // Takes connections, and answers none.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let app = Served::start(built("rust-outgoing.wasm"), &["--allow-host", &url]);
+    let reply = app.get(&format!("/many?70&{url}/")).await.text();
+    assert_eq!(reply, "64 sent, 6 refused ErrorCode::ConnectionLimitReached\n");
+    app.wait_for("64 are under way already for one instance");
+    // They were of that instance, and are gone with it.
+    let reply = app.get(&format!("/many?64&{url}/")).await.text();
+    assert!(reply.starts_with("64 sent, 0 refused"), "{reply}");
+    app.stop();
+}
+
+#[tokio::test]
+#[cfg(all(feature = "host", feature = "image"))]
+async fn aleph_is_the_guest_api_of_the_machine() {
+    for (hosts, expected) in [("\"aleph\"", "0xabc"), ("\"self\"", "HttpRequestDenied")] {
+        let folder = folder_with(
+            "polyinit.toml",
+            format!("[components.out]\nsource = \"out.wasm\"\n[components.out.wasm]\nhosts = [{hosts}]\n"),
+        );
+        std::fs::copy(built("rust-outgoing.wasm"), folder.path().join("out.wasm")).unwrap();
+        let guest = Guest::start(&[]).await;
+        let _api = Api::serve(&guest.api_socket());
+        let answer = guest
+            .configure(&configuration_for(folder.path(), "executable", "out.wasm"))
+            .await;
+        assert_eq!(answer, ConfigurationAnswer::Success);
+        let asked = http_scope("GET", "/fetch", "http://aleph/properties");
+        let reply = format!("{:?}", guest.event(&asked).await);
+        assert!(reply.contains(expected), "{hosts}: {reply}");
+        if expected != "0xabc" {
+            guest.wait_for("hosts = [\"aleph\"] in [components.out.wasm]");
+        }
+        guest.stop().await;
+    }
 }
 
 #[tokio::test]

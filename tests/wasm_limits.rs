@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::support::{Served, built};
+use crate::support::{Response, Served, built, folder_with};
 
 #[tokio::test]
 async fn a_trap_is_told_with_the_functions_that_led_there() {
@@ -67,11 +68,111 @@ async fn endless_loops_on_every_core_do_not_keep_others_waiting() {
         times.sort();
         times
     };
-    let (spun, times) = tokio::join!(futures_util::future::join_all(spinning), others);
+    let (spun, times) = tokio::join!(join_all(spinning), others);
     assert!(spun.iter().all(|reply| reply.status == 504));
     // Some turns of 10 ms each; without turns it would be the 5 s of the loops. Other tests share the machine.
     assert!(times[10] < Duration::from_secs(1), "{times:?}");
     app.stop();
+}
+
+/// A WASI 0.1 module with `memories` memories and a table of `elements`, which does `body`.
+fn module(memories: usize, elements: usize, body: &str) -> tempfile::TempDir {
+    let more = "(memory 1)".repeat(memories - 1);
+    let text = format!(
+        r#"(module
+            (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (memory (export "memory") 1) {more}
+            (table $table {elements} funcref)
+            (func (export "_start") {body}))"#
+    );
+    folder_with("guest.wasm", wat::parse_str(text).unwrap())
+}
+
+/// Waits for an hour by the monotonic clock.
+const SLEEP: &str = "
+    (i32.store8 (i32.const 24) (i32.const 0))
+    (i32.store (i32.const 32) (i32.const 1))
+    (i64.store (i32.const 40) (i64.const 3600000000000))
+    (drop (call $poll (i32.const 16) (i32.const 128) (i32.const 1) (i32.const 12)))";
+
+#[tokio::test]
+async fn events_wait_for_a_free_instance_so_many_of_them_and_so_long() {
+    // Four memories take four places, so that fewer events fill them.
+    let folder = module(4, 1, SLEEP);
+    let app = Served::start(folder.path().join("guest.wasm"), &["--timeout", "15", "--quiet"]);
+    let (memories, waiting) = (1000, 1024);
+    let replies = join_all((0..memories / 4 + waiting + 10).map(|_| app.get("/"))).await;
+    let with = |status: u16, words: &str| {
+        let told = |reply: &&Response| reply.status == status && reply.text().contains(words);
+        replies.iter().filter(told).collect::<Vec<_>>()
+    };
+    let (full, slow, at_work) = (
+        with(503, "and 1024 events wait for one; try again later"),
+        with(503, "and none became free within 10 s; try again later"),
+        with(504, "was ended"),
+    );
+    assert_eq!(
+        full.len() + slow.len() + at_work.len(),
+        replies.len(),
+        "{:?}",
+        replies.last()
+    );
+    // A machine with less than a gigabyte has fewer places.
+    assert!(
+        !full.is_empty() && slow.len() == waiting,
+        "{} {}",
+        full.len(),
+        slow.len()
+    );
+    for reply in full.iter().chain(&slow) {
+        assert_eq!(reply.all("retry-after"), [b"1"]);
+    }
+    app.stop();
+}
+
+#[tokio::test]
+async fn tables_grow_to_their_limit_and_no_further() {
+    for (elements, status) in [(262_143, 200), (262_144, 500)] {
+        let body = format!(
+            "(if (i32.eq (table.grow $table (ref.null func) (i32.const {elements})) (i32.const -1))
+                (then (call $exit (i32.const 3))))"
+        );
+        let folder = module(1, 1, &body);
+        let app = Served::start(folder.path().join("guest.wasm"), &[]);
+        let reply = app.get("/").await.text();
+        let grown = !reply.contains("exited with status 3");
+        assert_eq!(grown, status == 200, "{elements}: {reply}");
+        app.stop();
+    }
+}
+
+#[tokio::test]
+async fn a_component_of_too_many_parts_is_told_so() {
+    let parts = |count: usize| {
+        format!(
+            r#"(component
+                (core module $part)
+                (core module $m (func (export "run") (result i32) (i32.const 0)))
+                {}
+                (core instance $i (instantiate $m))
+                (func $run (result (result)) (canon lift (core func $i "run")))
+                (instance $runner (export "run" (func $run)))
+                (export "wasi:cli/run@0.2.0" (instance $runner)))"#,
+            "(core instance (instantiate $part))".repeat(count)
+        )
+    };
+    for (count, expected) in [
+        (200, "nothing on stdout"),
+        (300, "resource limit exceeded: instance count too high at 257"),
+    ] {
+        let folder = folder_with("guest.wasm", wat::parse_str(parts(count)).unwrap());
+        let app = Served::start(folder.path().join("guest.wasm"), &[]);
+        let reply = app.get("/").await;
+        assert_eq!(reply.status, 500);
+        assert!(reply.text().contains(expected), "{count}: {}", reply.text());
+        app.stop();
+    }
 }
 
 /// Requests over one connection.

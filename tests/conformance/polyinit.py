@@ -8,6 +8,7 @@ writes to standard output as its answer; a service is served by `polyinit serve`
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -39,12 +40,8 @@ def get_timeout_seconds():
 
 def compute_argv(test_path, args_env_root, proposals, wasi_world, _wasi_version):
     args, env, root = args_env_root
-    if wasi_world == "wasi:http/service":
-        # The runner looks for the address in the first line of standard error.
-        serve = ["serve", "--quiet", "--listen", "127.0.0.1:0", test_path]
-        argv = ["sh", "-c", 'exec "$0" "$@" >&2', POLYINIT, *serve]
-    else:
-        argv = [sys.executable, os.path.abspath(__file__), "--command", test_path]
+    kind = "--service" if wasi_world == "wasi:http/service" else "--command"
+    argv = [sys.executable, os.path.abspath(__file__), kind, test_path]
     for name, value in env.items():
         argv += ["--env", f"{name}={value}"]
         if name.startswith("HTTP_SERVER_"):
@@ -60,14 +57,26 @@ def compute_argv(test_path, args_env_root, proposals, wasi_world, _wasi_version)
 
 
 def command(words):
-    """Runs a command once, with this process's own streams; its exit status."""
-    invoke = subprocess.run([POLYINIT, "invoke", *words, "--message", "-"], stderr=subprocess.PIPE, text=True, check=False)
-    sys.stderr.write(invoke.stderr)
-    exited = re.search(r"the guest exited with status (\d+)", invoke.stderr)
+    """Runs a command once; its exit status."""
+    invoke = [POLYINIT, "invoke", *words, "--message", os.devnull]
+    done = subprocess.run(invoke, capture_output=True, check=False)
+    sys.stdout.buffer.write(done.stdout.removesuffix(b"\n"))  # which is not the guest's
+    sys.stderr.buffer.write(done.stderr)
+    exited = re.search(rb"the guest exited with status (\d+)", done.stderr)
     if exited:
         return int(exited[1])
-    return TRAPPED if invoke.returncode else 0
+    return TRAPPED if done.returncode else 0
 
 
-if __name__ == "__main__" and sys.argv[1:2] == ["--command"]:
-    sys.exit(command(sys.argv[2:]))
+def service(words):
+    """Serves until it is interrupted, and says where as the runner expects it: in the first line of standard error."""
+    serve = subprocess.Popen([POLYINIT, "serve", *words, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, lambda *_: serve.send_signal(signal.SIGINT))
+    for line in serve.stdout:
+        if "serving on http://" in line:
+            print(line.strip(), file=sys.stderr, flush=True)
+    return serve.wait()
+
+
+if __name__ == "__main__" and sys.argv[1:2] in (["--command"], ["--service"]):
+    sys.exit({"--command": command, "--service": service}[sys.argv[1]](sys.argv[2:]))

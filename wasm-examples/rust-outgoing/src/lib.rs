@@ -1,5 +1,6 @@
 //! A `wasi:http/proxy` component that goes out by itself: a request for `/fetch?URL` sends one to URL and passes its reply on,
-//! one for `/connect?HOST:PORT` says its body to a TCP server and returns what that says.
+//! one for `/connect?HOST:PORT` says its body to a TCP server and returns what that says, one for `/datagram?ADDRESS:PORT` does the
+//! same by UDP, and one for `/many?COUNT&URL` sends so many at once and tells how many were let go out.
 
 use std::io::{self, Read, Write};
 
@@ -13,6 +14,8 @@ use wasip2::sockets::instance_network::instance_network;
 use wasip2::sockets::ip_name_lookup::resolve_addresses;
 use wasip2::sockets::network::{ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress};
 use wasip2::sockets::tcp_create_socket::create_tcp_socket;
+use wasip2::sockets::udp::OutgoingDatagram;
+use wasip2::sockets::udp_create_socket::create_udp_socket;
 
 wasip2::http::proxy::export!(Component);
 
@@ -24,7 +27,9 @@ impl Guest for Component {
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
         let outcome = match path {
             "/fetch" => fetch(query),
+            "/many" => many(query),
             "/connect" => body_of(&request).and_then(|body| connect(query, &body)),
+            "/datagram" => body_of(&request).and_then(|body| datagram(query, body)),
             _ => Ok((404, format!("nothing at {path}\n").into_bytes())),
         };
         let (status, body) = outcome.unwrap_or_else(|error| (502, format!("{error}\n").into_bytes()));
@@ -32,9 +37,9 @@ impl Guest for Component {
     }
 }
 
-/// Status and body of the reply to a GET.
-fn fetch(url: &str) -> Result<(u16, Vec<u8>), String> {
-    let (scheme, rest) = url.split_once("://").ok_or("write /fetch?http://host/path")?;
+/// A GET of `url`.
+fn get(url: &str) -> Result<OutgoingRequest, String> {
+    let (scheme, rest) = url.split_once("://").ok_or("write http://host/path")?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let request = OutgoingRequest::new(Fields::new());
     let scheme = if scheme == "https" { Scheme::Https } else { Scheme::Http };
@@ -43,7 +48,12 @@ fn fetch(url: &str) -> Result<(u16, Vec<u8>), String> {
         .and_then(|()| request.set_authority(Some(authority)))
         .and_then(|()| request.set_path_with_query(Some(if path.is_empty() { "/" } else { path })));
     set.map_err(|()| format!("{url} is no URL"))?;
-    let coming = outgoing_handler::handle(request, None).map_err(|code| format!("{code:?}"))?;
+    Ok(request)
+}
+
+/// Status and body of the reply to a GET.
+fn fetch(url: &str) -> Result<(u16, Vec<u8>), String> {
+    let coming = outgoing_handler::handle(get(url)?, None).map_err(|code| format!("{code:?}"))?;
     coming.subscribe().block();
     let response = coming
         .get()
@@ -52,6 +62,22 @@ fn fetch(url: &str) -> Result<(u16, Vec<u8>), String> {
         .map_err(|code| format!("{code:?}"))?;
     let body = response.consume().map_err(|()| "the response has no body")?;
     Ok((response.status(), read(body)?))
+}
+
+/// Sends `COUNT&URL` as so many requests, waits for none, and tells what became of them.
+fn many(query: &str) -> Result<(u16, Vec<u8>), String> {
+    let (count, url) = query.split_once('&').ok_or("write /many?COUNT&URL")?;
+    let count: u32 = count.parse().map_err(|_| format!("{count:?} is no number"))?;
+    let mut under_way = Vec::new();
+    let mut refused = Vec::new();
+    for _ in 0..count {
+        match outgoing_handler::handle(get(url)?, None) {
+            Ok(coming) => under_way.push(coming),
+            Err(code) => refused.push(code),
+        }
+    }
+    let last = refused.last().map(|code| format!("{code:?}")).unwrap_or_default();
+    Ok((200, format!("{} sent, {} refused {last}\n", under_way.len(), refused.len()).into_bytes()))
 }
 
 fn body_of(request: &IncomingRequest) -> Result<Vec<u8>, String> {
@@ -112,6 +138,27 @@ fn exchange(address: IpAddress, port: u16, words: &[u8]) -> Result<Vec<u8>, Stri
         Ok(answer)
     };
     talk().map_err(|error| error.to_string())
+}
+
+/// Says `words` in one datagram to an IPv4 address, and returns what the first that comes back says.
+fn datagram(target: &str, words: Vec<u8>) -> Result<(u16, Vec<u8>), String> {
+    let told = |code: ErrorCode| format!("{code:?}");
+    let target: std::net::SocketAddrV4 = target.parse().map_err(|_| "write /datagram?ADDRESS:PORT")?;
+    let v4 = |address: std::net::SocketAddrV4| {
+        let [a, b, c, d] = address.ip().octets();
+        IpSocketAddress::Ipv4(Ipv4SocketAddress { port: address.port(), address: (a, b, c, d) })
+    };
+    let socket = create_udp_socket(IpAddressFamily::Ipv4).map_err(told)?;
+    let anywhere = std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0);
+    socket.start_bind(&instance_network(), v4(anywhere)).map_err(told)?;
+    socket.finish_bind().map_err(told)?;
+    let (coming, going) = socket.stream(Some(v4(target))).map_err(told)?;
+    going.subscribe().block();
+    going.check_send().map_err(told)?;
+    going.send(&[OutgoingDatagram { data: words, remote_address: None }]).map_err(told)?;
+    coming.subscribe().block();
+    let came = coming.receive(1).map_err(told)?;
+    Ok((200, came.into_iter().next().ok_or("nothing came back")?.data))
 }
 
 fn reply(response: ResponseOutparam, status: u16, text: &[u8]) {

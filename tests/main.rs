@@ -40,6 +40,7 @@ mod vm;
 mod wasm;
 mod wasm_grants;
 mod wasm_limits;
+mod wasm_outgoing;
 mod wasm_sharing;
 mod watch;
 mod websocket;

@@ -1,8 +1,11 @@
 //! WebAssembly guests, built from their sources in wasm-examples.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use polyinit::wire::{EventAnswer, Scope};
 
 use crate::host::{Guest, configuration_for};
+use crate::manifest::polyinit;
 use crate::support::{Served, built};
 
 const CGI: [(&str, &str); 3] = [("go-cgi.wasm", "Go"), ("rust-cgi.wasm", "Rust"), ("c-cgi.wasm", "C")];
@@ -181,6 +184,36 @@ async fn an_instance_that_failed_has_no_more_events() {
         }
         app.stop();
     }
+}
+
+#[test]
+fn compiled_code_is_run_and_what_is_left_of_it_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::copy(built("c-cgi.wasm"), path("hello.wasm")).unwrap();
+    let (code, _, errors) = polyinit(&["compile", &path("hello.wasm"), "-o", &path("hello.cwasm")]);
+    assert_eq!(code, 0, "{errors}");
+    // Whoever may read what this user writes may read this, too.
+    std::fs::write(path("other"), "").unwrap();
+    let mode = |name: &str| std::fs::metadata(path(name)).unwrap().permissions().mode();
+    assert_eq!(mode("hello.cwasm"), mode("other"));
+    let whole = std::fs::read(path("hello.cwasm")).unwrap();
+    std::fs::write(path("hello.cwasm"), &whole[..whole.len() / 2]).unwrap();
+
+    // The source is there, too.
+    let (code, said, errors) = polyinit(&["invoke", &path("hello.cwasm")]);
+    assert_eq!((code, said.as_str()), (0, "Hello from C by way of CGI\n"), "{errors}");
+    assert!(errors.contains("hello.wasm, which is there, too"), "{errors}");
+    std::fs::remove_file(path("hello.wasm")).unwrap();
+    let (code, _, errors) = polyinit(&["invoke", &path("hello.cwasm")]);
+    assert_eq!(code, 1);
+    assert!(
+        errors.contains("not what `polyinit compile` writes, or not all of it: compile it again"),
+        "{errors}"
+    );
+    std::fs::write(path("hello.cwasm"), &whole).unwrap();
+    let (code, said, errors) = polyinit(&["invoke", &path("hello.cwasm"), "--quiet"]);
+    assert_eq!((code, said.as_str()), (0, "Hello from C by way of CGI\n"), "{errors}");
 }
 
 fn message(body: &str) -> Scope {

@@ -249,15 +249,28 @@ async fn datagrams_go_to_addresses_that_are_named() {
 async fn an_instance_has_so_many_requests_under_way() {
     // Takes connections, and answers none.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let app = Served::start(built("rust-outgoing.wasm"), &["--allow-host", &url]);
-    let reply = app.get(&format!("/many?70&{url}/")).await.text();
-    assert_eq!(reply, "64 sent, 6 refused ErrorCode::ConnectionLimitReached\n");
+    let held = format!("http://{}", listener.local_addr().unwrap());
+    let upstream = Served::start(built("rust-http.wasm"), &[]);
+    let url = format!("http://{}", upstream.address);
+    let app = Served::start(
+        built("rust-outgoing.wasm"),
+        &["--allow-host", &held, "--allow-host", &url],
+    );
+    let more = app.get(&format!("/many?64&{held}/&{url}/")).await;
+    assert!(
+        more.status == 502 && more.text().contains("ConnectionLimitReached"),
+        "{}",
+        more.text()
+    );
     app.wait_for("64 are under way already for one instance");
     // They were of that instance, and are gone with it.
-    let reply = app.get(&format!("/many?64&{url}/")).await.text();
-    assert!(reply.starts_with("64 sent, 0 refused"), "{reply}");
+    let enough = app.get(&format!("/many?63&{held}/&{url}/")).await;
+    assert_eq!(
+        (enough.status, enough.text().as_str()),
+        (200, "Hello from a Rust component\n")
+    );
     app.stop();
+    upstream.stop();
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! `polyinit compile`: WebAssembly compiled ahead of time.
 
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -53,7 +55,10 @@ fn compile(file: &Path, output: Option<&Path>) -> Result<(), CommandError> {
         .unwrap_or(Path::new("."));
     let write = || {
         // Whole or not at all: nothing in there can be checked when it is used.
-        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        let mut temporary = tempfile::Builder::new()
+            // As any compiler's output: who runs it may be somebody else.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)?;
         temporary.write_all(&code)?;
         temporary.persist(&target).map_err(|error| error.error)
     };

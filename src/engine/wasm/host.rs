@@ -117,11 +117,6 @@ impl ComponentHost {
         self.limits.begin();
         self.hooks.begin(context);
     }
-
-    /// For another event beside those that there are, which has come through `depth` components.
-    pub(super) fn join(&mut self, depth: u8) {
-        self.hooks.join(depth);
-    }
 }
 
 /// The store's data of a core module.

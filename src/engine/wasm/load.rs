@@ -270,7 +270,7 @@ fn precompiled(engine: &Engine, path: &Path, bytes: &[u8]) -> Result<Code, Start
     let shown = path.display();
     let Some(kind) = Engine::detect_precompiled(bytes) else {
         return Err(StartError::new(format!(
-            "{shown} is an ELF file and no compiled WebAssembly; an executable has a name that doesn't end in .wasm or .cwasm"
+            "{shown} is an ELF file, and not what `polyinit compile` writes, or not all of it: compile it again; an executable has a name that doesn't end in .wasm or .cwasm"
         )));
     };
     map(engine, path, matches!(kind, Precompiled::Component)).map_err(|error| {
@@ -340,7 +340,7 @@ mod tests {
         );
         assert!(error(b"(module)").contains("WebAssembly as text"));
         assert!(error(b"\0asm\x02\0\0\0").contains("a version that nothing here knows"));
-        assert!(error(b"\x7fELF\x02\x01\x01\0").contains("is an ELF file and no compiled WebAssembly"));
+        assert!(error(b"\x7fELF\x02\x01\x01\0").contains("is an ELF file, and not what `polyinit compile` writes"));
         assert!(error(b"\0asm\x01\0\0\0\xff").starts_with("/hello.wasm can't be compiled: "));
     }
 

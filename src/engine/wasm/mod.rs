@@ -3,6 +3,7 @@
 //! ```text
 //! file -> load (compile, cache) -> link (exports, imports) -> start
 //! event -> instances -> proxy, service, message --+--> run: a guest, polled by the one who waits for the reply
+//!      |-> sharing (an instance at work) -> service-+
 //!      \-> command (cgi, stdio) -------------------+
 //! ```
 //!

@@ -145,7 +145,7 @@ enum Way {
 pub(super) struct Hooks {
     outgoing: Arc<Outgoing>,
     log: Log,
-    /// Components that the event at hand has come through.
+    /// Components that the event at hand has come through; the first, where there are several.
     depth: u8,
     /// What requests for it are followed by.
     trace: Option<Arc<Trace>>,
@@ -168,11 +168,6 @@ impl Hooks {
     pub(super) fn begin(&mut self, context: &Context) {
         self.depth = context.depth;
         self.trace.clone_from(&context.trace);
-    }
-
-    /// For another event beside those that there are; a request may be of any of them.
-    pub(super) fn join(&mut self, depth: u8) {
-        self.depth = self.depth.max(depth);
     }
 
     fn send(

@@ -97,18 +97,23 @@ pub(super) async fn http(
     let entering = Entering {
         request: absolute(exchange::request(request, context), context),
         member: member.clone(),
-        depth: context.depth,
     };
     let ready = handler.instances.any_ready();
-    let attendance = match ready.then(|| shared.runtime.try_admit(shared.memories)).flatten() {
-        Some(admission) => handler.alone(shared, context, entering, admission)?,
-        None => match handler.sharing.join(entering) {
-            Ok(attendance) => attendance,
-            Err(entering) => {
-                let admission = shared.runtime.admit(shared.memories).await?;
-                handler.alone(shared, context, entering, admission)?
-            }
-        },
+    let admission = ready.then(|| shared.runtime.try_admit(shared.memories)).flatten();
+    let joined = match &admission {
+        // An event of the program's own may be waited for by the very instance that it would join.
+        None if context.depth == 0 => handler.sharing.join(entering),
+        _ => Err(entering),
+    };
+    let attendance = match joined {
+        Ok(attendance) => attendance,
+        Err(entering) => {
+            let admission = match admission {
+                Some(admission) => admission,
+                None => shared.runtime.admit(shared.memories).await?,
+            };
+            handler.alone(shared, context, entering, admission)?
+        }
     };
     let log = attendance.log().clone();
     exchange::reply(Run::shared(terms, attendance), &member.slot, &log).await
@@ -135,7 +140,6 @@ async fn serve(
                 }
             }
             while let Some(entering) = control.next() {
-                accessor.with(|mut store| store.data_mut().join(entering.depth));
                 others
                     .get_or_insert_with(FuturesUnordered::new)
                     .push(answer(accessor, guest, entering));
@@ -166,7 +170,7 @@ async fn answer(
     guest: &Service,
     entering: Entering<Asked>,
 ) -> wasmtime::Result<()> {
-    let Entering { request, member, .. } = entering;
+    let Entering { request, member } = entering;
     let (request, sent) = accessor.with(|mut store| {
         let (request, sent) = Request::from_http(store.data_mut().http().hooks, request);
         (request, Box::pin(sent) as Sent)

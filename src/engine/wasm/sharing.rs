@@ -33,8 +33,6 @@ const UNWANTED: Duration = Duration::from_secs(1);
 pub(super) struct Entering<R> {
     pub(super) request: R,
     pub(super) member: Arc<Member>,
-    /// Components that it has come through.
-    pub(super) depth: u8,
 }
 
 /// One event of an instance, as both its sides know it.

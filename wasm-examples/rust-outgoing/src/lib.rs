@@ -1,13 +1,15 @@
 //! A `wasi:http/proxy` component that goes out by itself: a request for `/fetch?URL` sends one to URL and passes its reply on,
 //! one for `/connect?HOST:PORT` says its body to a TCP server and returns what that says, one for `/datagram?ADDRESS:PORT` does the
-//! same by UDP, and one for `/many?COUNT&URL` sends so many at once and tells how many were let go out.
+//! same by UDP, one for `/many?COUNT&HELD&URL` does what `/fetch` does while it has COUNT others under way, and one for `/send` sends what its
+//! headers say and tells what came of it.
 
 use std::io::{self, Read, Write};
 
 use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
-    Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
+    http_error_code, Fields, IncomingBody, IncomingRequest, Method, OutgoingBody, OutgoingRequest, OutgoingResponse,
+    ResponseOutparam, Scheme,
 };
 use wasip2::io::streams::StreamError;
 use wasip2::sockets::instance_network::instance_network;
@@ -28,6 +30,7 @@ impl Guest for Component {
         let outcome = match path {
             "/fetch" => fetch(query),
             "/many" => many(query),
+            "/send" => send(&request),
             "/connect" => body_of(&request).and_then(|body| connect(query, &body)),
             "/datagram" => body_of(&request).and_then(|body| datagram(query, body)),
             _ => Ok((404, format!("nothing at {path}\n").into_bytes())),
@@ -64,20 +67,66 @@ fn fetch(url: &str) -> Result<(u16, Vec<u8>), String> {
     Ok((response.status(), read(body)?))
 }
 
-/// Sends `COUNT&URL` as so many requests, waits for none, and tells what became of them.
+/// Sends a request with `x-method`, `x-scheme`, `x-authority` and `x-path`, `x-body` bytes and, where it is there, the content-length
+/// `x-length`; tells the reply's status, its headers `x-method` and `x-path`, and how long its body is.
+fn send(asked: &IncomingRequest) -> Result<(u16, Vec<u8>), String> {
+    let asked = asked.headers();
+    let header = |name: &str| asked.get(name).first().map(|value| String::from_utf8_lossy(value).into_owned());
+    let fields = Fields::new();
+    if let Some(length) = header("x-length") {
+        fields.append("content-length", length.as_bytes()).map_err(|error| format!("{error:?}"))?;
+    }
+    let request = OutgoingRequest::new(fields);
+    let method = match header("x-method").as_deref() {
+        None | Some("GET") => Method::Get,
+        Some("POST") => Method::Post,
+        Some("PUT") => Method::Put,
+        Some(other) => Method::Other(other.to_owned()),
+    };
+    let scheme = match header("x-scheme").as_deref() {
+        None | Some("http") => Scheme::Http,
+        Some("https") => Scheme::Https,
+        Some(other) => Scheme::Other(other.to_owned()),
+    };
+    request.set_method(&method).map_err(|()| "set-method failed")?;
+    request.set_scheme(Some(&scheme)).map_err(|()| "set-scheme failed")?;
+    request.set_authority(header("x-authority").as_deref()).map_err(|()| "set-authority failed")?;
+    request.set_path_with_query(header("x-path").as_deref()).map_err(|()| "set-path-with-query failed")?;
+    let body = request.body().map_err(|()| "the request has no body")?;
+    let coming = outgoing_handler::handle(request, None).map_err(|code| format!("handle: {code:?}"))?;
+    let mut left: usize = header("x-body").and_then(|size| size.parse().ok()).unwrap_or_default();
+    let stream = body.write().map_err(|()| "the body has no stream")?;
+    while left > 0 {
+        let piece = left.min(4096);
+        left -= piece;
+        stream.blocking_write_and_flush(&[b'x'; 4096][..piece]).map_err(|error| match error {
+            StreamError::LastOperationFailed(error) => format!("write: {:?}", http_error_code(&error)),
+            StreamError::Closed => "write: closed".to_owned(),
+        })?;
+    }
+    drop(stream);
+    OutgoingBody::finish(body, None).map_err(|code| format!("finish: {code:?}"))?;
+    coming.subscribe().block();
+    let response = coming.get().ok_or("not ready")?.map_err(|()| "taken already")?.map_err(|code| format!("reply: {code:?}"))?;
+    let headers = response.headers();
+    let [method, path] = ["x-method", "x-path"].map(|name| String::from_utf8_lossy(&headers.get(name).concat()).into_owned());
+    let status = response.status();
+    let length = read(response.consume().map_err(|()| "the response has no body")?)?.len();
+    Ok((200, format!("{status} {method} {path} {length}").into_bytes()))
+}
+
+/// For `COUNT&HELD&URL`, sends so many requests to HELD, and while none of them is answered one to URL, whose reply it is.
 fn many(query: &str) -> Result<(u16, Vec<u8>), String> {
-    let (count, url) = query.split_once('&').ok_or("write /many?COUNT&URL")?;
+    let mut parts = query.splitn(3, '&');
+    let (Some(count), Some(held), Some(url)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err("write /many?COUNT&HELD&URL".into());
+    };
     let count: u32 = count.parse().map_err(|_| format!("{count:?} is no number"))?;
     let mut under_way = Vec::new();
-    let mut refused = Vec::new();
     for _ in 0..count {
-        match outgoing_handler::handle(get(url)?, None) {
-            Ok(coming) => under_way.push(coming),
-            Err(code) => refused.push(code),
-        }
+        under_way.push(outgoing_handler::handle(get(held)?, None).map_err(|code| format!("{code:?}"))?);
     }
-    let last = refused.last().map(|code| format!("{code:?}")).unwrap_or_default();
-    Ok((200, format!("{} sent, {} refused {last}\n", under_way.len(), refused.len()).into_bytes()))
+    fetch(url)
 }
 
 fn body_of(request: &IncomingRequest) -> Result<Vec<u8>, String> {

@@ -110,10 +110,6 @@ async fn what_is_sent_arrives_and_what_can_not_be_is_told() {
         ),
         (&[("x-method", "bad method"), ("x-path", "/")], "set-method failed"),
         (&[("x-path", "not a path")], "set-path-with-query failed"),
-        (
-            &[("x-authority", "localhost:99999"), ("x-path", "/")],
-            "set-authority failed",
-        ),
         (&[("x-scheme", "ws"), ("x-path", "/")], "HttpProtocolError"),
         (
             &[("x-authority", &http2), ("x-path", "/")],

@@ -117,7 +117,7 @@ async fn each_event_has_its_own_time() {
 }
 
 #[tokio::test]
-async fn a_loop_without_end_ends_with_its_own_time_and_its_instance_with_it() {
+async fn a_loop_without_end_ends_in_time_and_its_instance_with_it() {
     let app = start(&["--timeout", "3"]);
     let waiters = join_all((0..6).map(|_| app.get("/meet?1000&spin")));
     let spinning = async {
@@ -127,7 +127,7 @@ async fn a_loop_without_end_ends_with_its_own_time_and_its_instance_with_it() {
     let (waiters, spun) = tokio::join!(waiters, spinning);
     assert_eq!(spun.status, 504, "{}", spun.text());
     for reply in waiters {
-        assert!(matches!(reply.status, 200 | 500 | 504), "{}", reply.text());
+        assert!(matches!(reply.status, 200 | 504), "{}", reply.text());
     }
     assert_eq!(app.get("/").await.status, 200);
     app.stop();

@@ -14,7 +14,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::task::AtomicWaker;
 
@@ -26,8 +26,6 @@ use crate::event::{Failure, FailureKind};
 
 /// Events that one instance has at once, each of which has its own time.
 const AT_ONCE: usize = 16;
-/// How long a guest may compute on once an event that it may compute for was given up, while it has others.
-const UNWANTED: Duration = Duration::from_secs(1);
 
 /// An event on its way to an instance: what it asks for, and where its reply is waited for.
 pub(super) struct Entering<R> {
@@ -221,26 +219,17 @@ impl<R> Control<R> {
         self.task.wake();
     }
 
-    /// Why an instance that is not done has to end, if it has to; it has computed since `computing` without waiting.
-    fn must_end(&self, computing: Option<Instant>) -> Option<Result<(), Failure>> {
+    /// How an instance that is not done has to end, if it has to. One that computes on for an event that was given up
+    /// keeps the others waiting until their own time is over: nobody can tell for whom it computes.
+    fn must_end(&self) -> Option<Result<(), Failure>> {
         let table = lock(&self.table);
-        if Instant::now() >= table.deadline {
-            return Some(Err(Failure::new(
-                FailureKind::Timeout,
-                "the guest was not done in time and was ended",
-            )));
-        }
-        if !table.given_up {
-            return None;
-        }
-        if table.members.is_empty() {
+        if table.given_up && table.members.is_empty() {
             return Some(Ok(()));
         }
-        // The others would have no turn until their own time is over.
-        computing.is_some_and(|since| since.elapsed() > UNWANTED).then(|| {
+        (Instant::now() >= table.deadline).then(|| {
             Err(Failure::new(
-                FailureKind::Program,
-                "the instance was ended: it computed without end for another event that it had at the same time",
+                FailureKind::Timeout,
+                "the guest was not done in time and was ended",
             ))
         })
     }
@@ -362,7 +351,6 @@ impl<R: Send + 'static> Worker<R> {
         let mut stopped = pin!(self.shared.stop.cancelled());
         let mut until = lock(&self.control.table).deadline;
         let mut timer = pin!(tokio::time::sleep_until(until.into()));
-        let mut computing = None;
         let outcome = std::future::poll_fn(|cx| {
             self.control.task.register(cx.waker());
             // Unwind safety: after a panic the guest, with all that it had, is dropped.
@@ -376,12 +364,7 @@ impl<R: Send + 'static> Worker<R> {
                     "the program was stopped while it had this event",
                 )));
             }
-            // A guest that goes on after a wait is interrupted at once; one that computes is at each tick.
-            computing = match self.control.interrupted.load(Ordering::Relaxed) {
-                true => computing.or_else(|| Some(Instant::now())),
-                false => None,
-            };
-            if let Some(outcome) = self.control.must_end(computing) {
+            if let Some(outcome) = self.control.must_end() {
                 return Poll::Ready(outcome);
             }
             let deadline = lock(&self.control.table).deadline;

@@ -56,6 +56,11 @@ async fn tells_what_there_is_and_what_has_happened() {
     assert!(0.0 < head && head <= whole, "{first}");
     assert_eq!(requests[1]["status"], 500);
     assert!(requests[1]["error"].as_str().unwrap().contains("no such <luck>"));
+    let starts = state["starts"].as_object().unwrap();
+    let parts = starts.values().next().unwrap()["parts"].to_string();
+    for part in ["spawn", "interpreter", "imports", "app import", "lifespan"] {
+        assert!(parts.contains(part), "{parts}");
+    }
     let boot = state["boot"].to_string();
     for stage in ["program read", " ready\"", "serving"] {
         assert!(boot.contains(stage), "{boot}");
@@ -149,6 +154,8 @@ async fn the_page_shows_it_in_a_browser() {
         "class=\"n bad\">500<",
         "seen /fail",
         &format!("{name} ready"),
+        "title=\"app import\"",
+        "title=\"lifespan\"",
         "MiB",
         "class=\"on\">live<",
     ];

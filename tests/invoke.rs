@@ -50,6 +50,80 @@ fn one_request_its_reply_and_its_timings() {
     assert_eq!(json(&said)[0], "GET");
 }
 
+/// The parts of a cold start, each measured: together they are the start, or nearly.
+#[test]
+fn what_a_start_took_is_told_part_by_part() {
+    let python = "\
+import time
+time.sleep(0.2)
+async def app(scope, receive, send):
+    if scope['type'] == 'lifespan':
+        await receive()
+        time.sleep(0.1)
+        await send({'type': 'lifespan.startup.complete'})
+        await receive()
+        await send({'type': 'lifespan.shutdown.complete'})
+        return
+    await send({'type': 'http.response.start', 'status': 200})
+    await send({'type': 'http.response.body', 'body': b''})
+";
+    let node =
+        "const until = Date.now() + 200; while (Date.now() < until); export default { fetch: () => new Response('') };";
+    let interpreted = ["spawn", "interpreter", "imports", "app import"];
+    for (name, code, parts) in [
+        ("main.py", python, [&interpreted[..], &["lifespan"]].concat()),
+        ("index.mjs", node, [&interpreted[..], &["listen"]].concat()),
+    ] {
+        let folder = folder_with(name, code);
+        let path = folder.path().to_str().unwrap();
+        let (exit, said, errors) = polyinit(&["invoke", path, "--json"]);
+        assert_eq!(exit, 0, "{errors}");
+        let timings = json(&said)["timings"].clone();
+        let starts = timings["starts"].as_object().unwrap();
+        let start = starts.values().next().unwrap();
+        assert_eq!(start["ahead"], false);
+        let told: Vec<(&str, f64)> = start["parts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|part| (part[0].as_str().unwrap(), part[1].as_f64().unwrap()))
+            .collect();
+        assert_eq!(told.iter().map(|(what, _)| *what).collect::<Vec<_>>(), parts);
+        let took = |what: &str| told.iter().find(|(part, _)| *part == what).unwrap().1;
+        assert!(
+            took("spawn") > 0.0 && took("interpreter") > 1.0 && took("imports") > 0.1,
+            "{told:?}"
+        );
+        assert!(took("app import") >= 199.0, "{told:?}");
+        if name == "main.py" {
+            assert!(took("lifespan") >= 99.0, "{told:?}");
+        }
+        let sum: f64 = told.iter().map(|(_, took)| took).sum();
+        let whole = timings["start_ms"].as_f64().unwrap();
+        assert!(sum <= whole && sum > whole * 0.5, "{sum} of {whole}: {told:?}");
+        let (_, _, errors) = polyinit(&["invoke", path]);
+        assert!(
+            errors.contains(": spawn ") && errors.contains(", app import "),
+            "{errors}"
+        );
+    }
+    for (path, parts) in [
+        (built("rust-http.wasm"), ["load", "link"]),
+        (built("exec-go"), ["spawn", "listen"]),
+    ] {
+        let (_, said, _) = polyinit(&["invoke", path.to_str().unwrap(), "--json"]);
+        let starts = json(&said)["timings"]["starts"].clone();
+        let start = starts.as_object().unwrap().values().next().unwrap();
+        let told: Vec<&str> = start["parts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|part| part[0].as_str())
+            .collect();
+        assert_eq!(told, parts);
+    }
+}
+
 #[test]
 fn json_has_all_of_it_and_the_exit_code_its_class() {
     let folder = folder_with("main.py", ECHO);

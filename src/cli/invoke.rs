@@ -207,8 +207,12 @@ impl Invoke {
 
     fn show_timings(&self, Timings { start, head, whole }: Timings) {
         if !self.quiet {
+            eprintln!();
+            for (component, start) in report::start::starts() {
+                eprintln!("{component}: {start}");
+            }
             let [start, head, whole] = [start, head, whole].map(milliseconds);
-            eprintln!("\nstarted in {start:.1} ms, replied after {head:.2} ms, done after {whole:.2} ms");
+            eprintln!("started in {start:.1} ms, replied after {head:.2} ms, done after {whole:.2} ms");
         }
     }
 
@@ -263,7 +267,8 @@ fn json_of_response(response: &Response<()>, body: &[u8], broken: Option<&str>, 
 
 fn json_of(Timings { start, head, whole }: Timings) -> serde_json::Value {
     let [start, head, whole] = [start, head, whole].map(milliseconds);
-    serde_json::json!({ "start_ms": start, "head_ms": head, "whole_ms": whole })
+    let starts = report::start::json();
+    serde_json::json!({ "start_ms": start, "head_ms": head, "whole_ms": whole, "starts": starts })
 }
 
 fn milliseconds(duration: Duration) -> f64 {

@@ -178,6 +178,7 @@ impl Console {
             "age_ms": milliseconds(report::age()),
             "memory": memory::of_self(),
             "boot": stages.iter().map(|(what, after)| json!([what, milliseconds(*after)])).collect::<Vec<_>>(),
+            "starts": report::start::json(),
             "components": components.iter().enumerate().map(describe).collect::<Vec<_>>(),
             "routes": routes
                 .iter()

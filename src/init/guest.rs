@@ -132,6 +132,9 @@ impl Guest {
             tokio::time::sleep(SPARE_INTERPRETERS).await;
             tokio::task::spawn_blocking(move || settings.warm.clear());
         });
+        for (component, start) in report::start::starts() {
+            tracing::info!("{component}: {start}");
+        }
         let router = Arc::new(Router::new(router));
         loopback.lead_to(&router, Router::call);
         let handler: Handler = {

@@ -2,6 +2,7 @@
 
 pub mod log;
 pub mod mistake;
+pub mod start;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};

@@ -17,6 +17,7 @@ use super::listen::{self, Listener};
 use crate::engine::process::{self, Confinement, Launch, Process};
 use crate::engine::{Settings, StartError};
 use crate::program::{Component, Entrypoint};
+use crate::report::start::Start as Took;
 
 /// How often the kernel is asked whether the program listens. It costs some 20 µs, and a start is told no later than this
 /// and the timer's own millisecond after it is one.
@@ -43,6 +44,8 @@ pub struct Listening {
     pub listener: Option<Listener>,
     /// Whether its port is another than the one that it was given: one that it always takes.
     pub own_port: bool,
+    /// What its start took.
+    pub start: Took,
 }
 
 /// Where a program may listen.
@@ -145,6 +148,7 @@ impl Lookout {
                 process,
                 addresses: listener.reach(),
                 listener: Some(listener),
+                start: Took::default(),
                 own_port: self.ports.is_fixed || listener.address.port() != self.ports.port,
             }),
             Ok(Err(error)) => Err(blind(name, &error)),
@@ -241,10 +245,14 @@ impl ExecutableFile {
             channel: None,
             confinement,
         };
+        let began = Instant::now();
         let process = launch.start().await.map_err(|error| self.not_started(&name, &error))?;
-        lookout
+        let spawned = Instant::now();
+        let mut listening = lookout
             .wait(process, &name, "it has to stay in the foreground and serve HTTP there")
-            .await
+            .await?;
+        listening.start = Took::of([("spawn", spawned - began), ("listen", spawned.elapsed())]);
+        Ok(listening)
     }
 
     fn not_started(&self, name: &str, error: &io::Error) -> StartError {

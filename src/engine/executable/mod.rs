@@ -49,6 +49,7 @@ pub use launch::{Listening, Lookout, Ports, Start, Starting, blind};
 pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn Engine>, StartError> {
     let start = Arc::new(ExecutableFile::new(component, settings)?);
     let first = start.start().await?;
+    first.start.clone().note(&component.name);
     Ok(serve(component, settings, start, first))
 }
 

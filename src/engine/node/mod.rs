@@ -63,6 +63,8 @@ const WORKER: [&str; 9] = [
 /// Reads the worker's source off the channel and runs it, under a name to know its frames by in stack traces.
 const BOOTSTRAP: &str = "\
 {
+  const { hrtime } = process;
+  const marks = [hrtime.bigint()];
   const fs = require('fs');
   const channel = Number(process.argv[1]);
   const take = (count) => {
@@ -76,7 +78,7 @@ const BOOTSTRAP: &str = "\
   };
   const source = take(take(4).readUInt32LE()).toString();
   const parts = new (require('vm').Script)(source, { filename: '<polyinit worker>' }).runInThisContext();
-  const shared = { descriptor: channel, require, load: (url) => import(url) };
+  const shared = { descriptor: channel, require, load: (url) => import(url), marks, mark: () => marks.push(hrtime.bigint()) };
   for (const part of parts) part(shared);
 }";
 
@@ -132,6 +134,10 @@ impl Language for Node {
         // Node reads them, and its flags, once, when it starts.
         let early = |name: &String| matches!(&name[..], "NODE_OPTIONS" | "NODE_EXTRA_CA_CERTS");
         self.flags.is_empty() && !component.environment.keys().any(early)
+    }
+
+    fn last_part(&self) -> &'static str {
+        "listen"
     }
 
     fn load(&self, component: &Component, settings: &Settings) -> Result<Vec<u8>, StartError> {

@@ -1,6 +1,7 @@
 //! Node programs that serve HTTP themselves: the worker only loads them, and closes its channel when it has.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Node, typescript};
 use crate::engine::executable::{self, Listening, Lookout, Ports, Start, Starting, blind};
@@ -29,7 +30,14 @@ pub async fn start(
         component: component.clone(),
         settings: settings.clone(),
     };
+    let mut taken = first.start.clone();
+    let began = Instant::now();
     let first = server.listening(lookout, first).await?;
+    // Of one that listens by itself this is what its last part still takes.
+    if let Some((_, last)) = taken.parts.last_mut() {
+        *last += began.elapsed();
+    }
+    taken.note(&component.name);
     Ok(executable::serve(component, settings, Arc::new(server), first))
 }
 
@@ -48,6 +56,7 @@ impl Server {
                 addresses: vec![(std::net::Ipv4Addr::LOCALHOST, port).into()],
                 listener: None,
                 own_port: false,
+                start: launched.start,
             }),
             None => {
                 lookout

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
+use hyper::ext::Protocol;
 use percent_encoding::percent_decode_str;
 use serde_json::json;
 
@@ -41,6 +42,8 @@ const WORKER: [(&str, &str); 12] = [
 /// Reads the worker's modules off the channel and runs them: no file in the program's file system, no 40 KB in the
 /// list of processes, and names to know their frames by in tracebacks. Each is compiled when it is imported.
 const BOOTSTRAP: &str = "\
+import time
+began = time.monotonic_ns()
 import marshal, os, sys
 from importlib.machinery import ModuleSpec
 channel = int(sys.argv[1])
@@ -64,7 +67,7 @@ class Embedded:
         exec(compile(sources[name], '<polyinit ' + name + '>', 'exec'), module.__dict__)
 sys.meta_path.insert(0, Embedded)
 from polyinit_worker.main import main
-main()
+main(began)
 ";
 
 /// CPython: by the name that Debian, Alpine and the official images have, unless the program brings its own.
@@ -145,6 +148,10 @@ impl Language for Python {
         preamble
     }
 
+    fn last_part(&self) -> &'static str {
+        "lifespan"
+    }
+
     fn load(&self, component: &Component, settings: &Settings) -> Result<Vec<u8>, StartError> {
         let Entrypoint::Module { module, attribute } = &component.entrypoint else {
             return Err(StartError::new(format!(
@@ -188,6 +195,8 @@ impl Language for Python {
         marshal::text(
             out,
             match head.version {
+                // A WebSocket's, see `intake::http`.
+                _ if head.extensions.get::<Protocol>().is_some() => "2",
                 Version::HTTP_10 => "1.0",
                 Version::HTTP_2 => "2",
                 _ => "1.1",

@@ -56,6 +56,7 @@ use super::{Engine, Handling, Settings, StartError, Working};
 use crate::event::{Context, Event, Failure, FailureKind, Input};
 use crate::program::limits::Size;
 use crate::program::{Component, Entrypoint};
+use crate::report::start::Start;
 
 /// Compiles and links the component's Wasm file.
 ///
@@ -73,6 +74,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
     let shown = file.display().to_string();
     let cache = settings.cache.clone();
     let (sandbox, cores) = (component.keys.wasm.clone(), settings.cores);
+    let began = Instant::now();
     // Compiling takes seconds for a large program.
     let prepared = tokio::task::spawn_blocking(move || {
         let source = Source::read(&path)?;
@@ -81,9 +83,11 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
             metered: sandbox.fuel.is_some(),
         })?;
         let code = source.load(&runtime.engine, cache.as_deref())?;
-        Ok((runtime, link::link(runtime, &code, &shown, &sandbox, cores)?))
+        let loaded = began.elapsed();
+        let linked = link::link(runtime, &code, &shown, &sandbox, cores)?;
+        Ok((runtime, linked, [("load", loaded), ("link", began.elapsed() - loaded)]))
     });
-    let (runtime, linked) = tokio::time::timeout(settings.start_timeout, prepared)
+    let (runtime, linked, parts) = tokio::time::timeout(settings.start_timeout, prepared)
         .await
         .map_err(|_| {
             StartError::new(format!(
@@ -125,6 +129,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
     });
     // For the first event; whatever else is still to do until then goes before it.
     linked.make_ahead(&shared);
+    Start::of(parts).note(&component.name);
     Ok(Arc::new(Wasm {
         shared,
         linked: Arc::new(linked),

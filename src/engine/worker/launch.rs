@@ -9,6 +9,7 @@ use super::warm::Interpreter;
 use crate::engine::process::Process;
 use crate::engine::{Settings, StartError};
 use crate::program::Component;
+use crate::report::start::Start;
 
 /// How long a worker that closed its channel may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(1);
@@ -17,6 +18,8 @@ const LAST_BREATH: Duration = Duration::from_secs(1);
 pub struct Launched {
     pub interpreter: Interpreter,
     pub found: Found,
+    /// What it took.
+    pub start: Start,
 }
 
 /// What a worker found in its program.
@@ -33,6 +36,10 @@ pub struct Found {
     /// The program takes WebSockets, as messages.
     #[serde(default)]
     pub websockets: bool,
+    /// Microseconds on the clock of [`crate::report::start::clock`] at which the interpreter had come so far: its first line,
+    /// then waiting for the program, told of it, it is imported, it is ready.
+    #[serde(default)]
+    marks: Vec<u64>,
 }
 
 /// Starts a worker, or takes the one that was started ahead, and waits until its program is loaded.
@@ -77,7 +84,12 @@ pub async fn launch(
             if found.websockets {
                 channel.take_websockets(settings.body_limit);
             }
-            Ok(Launched { interpreter, found })
+            let start = start_of(&interpreter, &found.marks, &**language);
+            Ok(Launched {
+                interpreter,
+                found,
+                start,
+            })
         }
         Ok(Some(Err(fault))) => {
             // It has said why, and ends by itself; its last output is worth a moment.
@@ -104,6 +116,25 @@ pub async fn launch(
             let seconds = limit.as_secs_f64();
             Err(StartError::new(format!("{name}: the program was not ready within {seconds} s")).with_traceback(words))
         }
+    }
+}
+
+fn start_of(interpreter: &Interpreter, marks: &[u64], language: &dyn Language) -> Start {
+    let (began, spawned) = interpreter.spawned;
+    let mut parts = vec![("spawn", spawned.saturating_sub(began))];
+    if let Ok([first_line, waiting, told, imported, ready]) = <[u64; 5]>::try_from(marks) {
+        let [first_line, waiting, told, imported, ready] =
+            [first_line, waiting, told, imported, ready].map(Duration::from_micros);
+        parts.extend([
+            ("interpreter", first_line.saturating_sub(spawned)),
+            ("imports", waiting.saturating_sub(first_line)),
+            ("app import", imported.saturating_sub(told)),
+            (language.last_part(), ready.saturating_sub(imported)),
+        ]);
+    }
+    Start {
+        ahead: interpreter.ahead,
+        parts,
     }
 }
 

@@ -47,6 +47,9 @@ pub trait Language: Send + Sync + 'static {
         true
     }
 
+    /// What comes behind the program's import until it is ready, in a word.
+    fn last_part(&self) -> &'static str;
+
     /// The payload of the frame that tells the worker what to import.
     ///
     /// # Errors
@@ -111,5 +114,6 @@ pub fn with(
     settings: &Settings,
     first: Launched,
 ) -> Arc<dyn Engine> {
+    first.start.clone().note(&component.name);
     Arc::new(pool::Workers::new(language, component, settings, first))
 }

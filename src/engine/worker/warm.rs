@@ -6,12 +6,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::Language;
 use super::channel::{Channel, FirstWord};
 use crate::engine::Settings;
 use crate::engine::process::{self, Confinement, Launch, Process};
 use crate::program::Component;
+use crate::report::start::clock;
 
 /// One warm interpreter for each language at most. Clones share them.
 #[derive(Clone, Default)]
@@ -22,6 +24,10 @@ pub struct Interpreter {
     pub process: Process,
     pub channel: Arc<Channel>,
     pub started: FirstWord,
+    /// When it was to be started, and when the kernel had done so, by [`clock`].
+    pub spawned: (Duration, Duration),
+    /// Whether it was started ahead.
+    pub ahead: bool,
 }
 
 impl Warm {
@@ -86,7 +92,9 @@ impl Interpreter {
             channel: Some(theirs.into()),
             confinement,
         };
+        let began = clock();
         let process = launch.start().await?;
+        let spawned = (began, clock());
         // A few kilobytes, which the socket's buffer takes whether the interpreter reads already or not.
         ours.write_all(&language.preamble())?;
         let (channel, started) = Channel::new(language.clone(), ours)?;
@@ -94,6 +102,8 @@ impl Interpreter {
             process,
             channel,
             started,
+            spawned,
+            ahead: false,
         })
     }
 
@@ -112,6 +122,7 @@ impl Interpreter {
             && let Some(mut warm) = settings.warm.take(&**language)
         {
             warm.process.confine(&confinement)?;
+            warm.ahead = true;
             return Ok(warm);
         }
         let environment = process::environment(component, settings);

@@ -28,6 +28,7 @@
   w.markLines("stdout");
   w.markLines("stderr");
   w.channel.open();
+  w.mark();
   setImmediate(() => {
     if (w.program === null) warmUp();
   });

@@ -11,6 +11,7 @@
   w.program = null;
 
   w.loadProgram = async (settings) => {
+    w.mark();
     let file;
     try {
       Object.assign(process.env, Object.fromEntries(settings.environment));
@@ -21,6 +22,7 @@
       process.argv = [process.execPath, file];
       w.watchServers();
       w.program = await find(await loadModule(file));
+      w.mark();
     } catch (error) {
       if (error instanceof Refused) refuse(error.message, null);
       else if (error instanceof SyntaxError) {
@@ -43,7 +45,9 @@
   };
 
   function ready(how) {
-    channel.write(kinds.READY, 0, Buffer.from(JSON.stringify({ found: w.program.found, ...how })));
+    w.mark();
+    const marks = w.marks.map((mark) => Number(mark / 1000n));
+    channel.write(kinds.READY, 0, Buffer.from(JSON.stringify({ found: w.program.found, marks, ...how })));
   }
 
   function hint(file, error) {

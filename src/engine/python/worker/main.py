@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 from . import asgi, output, program
 from .channel import (CANCEL, CONNECT, END, HEADER, LENGTH, LOAD, MESSAGE, PING, PONG, READY, REFUSED, REQUEST, STOP,
@@ -26,6 +27,7 @@ class Worker:
         self.program = None
         self.stopping = False
         self.idle = None
+        self.marks = []
 
     def on_frame(self, kind, stream, payload):
         if kind == REQUEST:
@@ -79,12 +81,19 @@ class Worker:
         finally:
             self.loop.stop()
 
-    def run(self):
+    def mark(self):
+        """How far the start has come, for the timeline."""
+        self.marks.append(time.monotonic_ns())
+
+    def run(self, began):
+        self.marks.append(began)
         # While nobody waits: a loop, and what the interpreter itself consists of out of the collector's way.
         self.loop = asyncio.new_event_loop()
         gc.collect()
         gc.freeze()
+        self.mark()
         kind, payload = self.channel.read_first()
+        self.mark()
         if kind != LOAD:
             sys.exit(f"the first frame is of the kind {kind}, not a program to load")
         load = json.loads(payload)
@@ -95,6 +104,7 @@ class Worker:
         self.begin_task = beginner(loop)
         try:
             name, target, kind = program.find(load)
+            self.mark()
             self.program = self.interface(kind)(target, self, load)
         except Refused as error:
             self.refuse(str(error), None)
@@ -111,6 +121,8 @@ class Worker:
         """The program has started, or can't: for the `reason`."""
         if reason is not None:
             self.refuse(reason, None)
+        self.mark()
+        found["marks"] = [mark // 1000 for mark in self.marks]
         try:
             self.say(READY, json.dumps(found).encode())
         except OSError:
@@ -220,9 +232,9 @@ def leave(status):
     os._exit(status)
 
 
-def main():
+def main(began):
     descriptor = int(sys.argv[1])
     # What the program starts has no business with the channel.
     os.set_inheritable(descriptor, False)
     output.begin()
-    Worker(Channel(socket.socket(fileno=descriptor))).run()
+    Worker(Channel(socket.socket(fileno=descriptor))).run(began)

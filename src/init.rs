@@ -201,6 +201,10 @@ async fn serve_http(address: SocketAddr, handler: Handler, around: Around) {
 
 /// Tells of a request that came by HTTP, in the log: consoles are slow, so that there is a line only where it is asked for.
 fn tell(served: &Served<'_>) {
+    // Anybody can ask for what isn't there, and as often as they like.
+    if served.status.is_server_error() {
+        access_log::explain(served);
+    }
     let form = served.access_log.unwrap_or(AccessLog::Off);
     if let Some(line) = access_log::line(served, form, false) {
         tracing::info!("{line}");

@@ -138,9 +138,10 @@ impl Schedule {
             // Its own time, and those that came while nobody could look at the clock.
             let missed = self.missed(ran, now()).saturating_sub(1);
             if missed > 0 {
+                let runs = if missed == 1 { "run" } else { "runs" };
                 tracing::warn!(
                     component = self.component,
-                    "the schedule {:?} missed {missed} runs: the one before took that long, or the machine stood still",
+                    "the schedule {:?} missed {missed} {runs}: the one before took that long, or the machine stood still",
                     self.text
                 );
             }

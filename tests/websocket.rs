@@ -1,13 +1,13 @@
 //! WebSocket (RFC 6455) for ASGI applications, as the ASGI specification has it.
 
-use futures_util::SinkExt;
+use futures_util::{SinkExt, StreamExt};
 use http::Request;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::python::wait_until;
-use crate::support::websocket::{Binary, Socket, Text};
+use crate::support::websocket::{Binary, Socket, Text, asked_over_http2, open_over_http2};
 use crate::support::{Served, program, request};
 
 fn start() -> Served {
@@ -256,4 +256,56 @@ async fn the_end_of_the_server_is_a_restart_to_both() {
     assert_eq!(closed.0, 1012);
     let output = output.unwrap();
     assert!(output.contains("told of the end: 1012"), "{output}");
+}
+
+/// RFC 8441, whatever runs the program.
+#[tokio::test]
+async fn over_http2_they_are_as_over_http1() {
+    let app = start();
+    let socket = open_over_http2(&app.address, "/echo?x").await.unwrap();
+    assert_eq!(asked_over_http2(socket, "hällo").await, "hällo");
+    wait_until(async || app.get("/").await.json()["echo"] == json!([1005, ""])).await;
+    let mut socket = open_over_http2(&app.address, "/show-scope?a=%20").await.unwrap();
+    let scope = socket.next().await.unwrap().unwrap().into_text().unwrap();
+    let scope: serde_json::Value = serde_json::from_str(&scope).unwrap();
+    for (key, value) in [
+        ("type", "'websocket'"),
+        ("http_version", "'2'"),
+        ("path", "'/show-scope'"),
+        ("query_string", "b'a=%20'"),
+    ] {
+        assert_eq!(scope[key], value, "{key}: {scope}");
+    }
+    assert!(scope["headers"].as_str().unwrap().contains(&app.address), "{scope}");
+    drop(socket);
+    let denied = open_over_http2(&app.address, "/deny").await.unwrap_err();
+    assert_eq!(denied, (418, "no thanks".to_owned()));
+    app.wait_for("GET /echo?x");
+    app.stop();
+    // A program that knows no WebSockets sees a request, whose reply is not taken for one.
+    let wsgi = Served::start(program("wsgi-app"), &[]);
+    assert_eq!(open_over_http2(&wsgi.address, "/").await.unwrap_err().0, 501);
+    wsgi.stop();
+    // One that serves HTTP itself.
+    let node = Served::start(program("node-websocket"), &[]);
+    let socket = open_over_http2(&node.address, "/chat").await.unwrap();
+    assert_eq!(asked_over_http2(socket, "hi").await, "/chat: hi");
+    node.stop();
+}
+
+/// A server of Node's own that takes upgrades (`server.on("upgrade")`), exported and listening by itself.
+#[tokio::test]
+async fn node_servers_have_theirs() {
+    for listens in ["", "1"] {
+        let app = Served::start(program("node-websocket"), &["--env", &format!("LISTENS={listens}")]);
+        assert_eq!(app.get("/page").await.text(), "a page");
+        let mut socket = Socket::open(&app.address, "/chat?x=1").await;
+        for text in ["one", &"x".repeat(100)] {
+            socket.send(text).await;
+            assert_eq!(socket.next().await, Text(format!("/chat?x=1: {text}").into()));
+        }
+        socket.close(1000, "").await;
+        assert_eq!(Socket::refused(&app.address, "/no").await.status, 403);
+        app.stop();
+    }
 }

@@ -1,6 +1,7 @@
 //! HTTP/1.1 and HTTP/2 (with prior knowledge, h2c) over TCP: what a developer's machine and a pod have.
 
 pub mod access_log;
+mod extended;
 mod middleware;
 pub(super) mod problem;
 
@@ -72,7 +73,8 @@ pub async fn serve(
     let server = listener.local_addr()?;
     let options = Arc::new(options);
     let graceful = GracefulShutdown::new();
-    let builder = connections();
+    let mut builder = connections();
+    builder.http2().enable_connect_protocol();
     loop {
         let (stream, client) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -130,16 +132,22 @@ async fn answer(
     options: Arc<Options>,
 ) -> Result<Response<Body>, Infallible> {
     let began = Instant::now();
+    let mut request = request.map(Body::stream);
+    let is_extended = extended::unfold(&mut request);
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let mut context = Context::next();
     context.client = Some(client);
     context.server = Some(server);
-    let request = request.map(Body::stream);
     let given = |request| give(request, context.clone(), &handler, options.reveal);
     let asked = options.around.now();
     let response = match &asked.middleware {
         None => given(request).await,
         Some(middleware) => middleware.around(request, context.id, Some(client.ip()), given).await,
+    };
+    let response = if is_extended {
+        extended::fold(response)
+    } else {
+        response
     };
     (options.observer)(Served {
         context: &context,

@@ -1,12 +1,15 @@
 //! A WebSocket client.
 
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::Request;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 pub use Message::{Binary, Text};
@@ -104,4 +107,58 @@ impl Socket {
             .await
             .expect("a message in time")
     }
+}
+
+/// A WebSocket over HTTP/2 (RFC 8441).
+pub type SocketOverHttp2 = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+
+/// Opens one, on a connection that has had a request before; or the reply of a program that takes none, its status and text.
+pub async fn open_over_http2(address: &str, path: &str) -> Result<SocketOverHttp2, (u16, String)> {
+    let opened = async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        tokio::spawn(connection);
+        let uri = |path: &str| format!("http://{address}{path}");
+        // What the server can do is known once it has answered something.
+        let first = Request::get(uri("/")).body(Empty::<Bytes>::new()).unwrap();
+        sender.send_request(first).await.unwrap().collect().await.unwrap();
+        let request = Request::connect(uri(path))
+            .extension(hyper::ext::Protocol::from_static("websocket"))
+            .header("sec-websocket-version", "13")
+            .body(Empty::new())
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        if response.status() != 200 {
+            let status = response.status().as_u16();
+            let text = response.collect().await.unwrap().to_bytes();
+            return Err((status, String::from_utf8_lossy(&text).into_owned()));
+        }
+        for name in ["connection", "upgrade", "sec-websocket-accept"] {
+            assert!(!response.headers().contains_key(name), "{response:?}");
+        }
+        let io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        Ok(WebSocketStream::from_raw_socket(io, Role::Client, None).await)
+    };
+    tokio::time::timeout(PATIENCE, opened).await.expect("an answer in time")
+}
+
+/// Says `text` and returns what is said back; then closes.
+pub async fn asked_over_http2(mut socket: SocketOverHttp2, text: &str) -> String {
+    let talk = async {
+        socket.send(Message::text(text)).await.unwrap();
+        let said = loop {
+            match socket.next().await {
+                Some(Ok(Message::Text(said))) => break said.to_string(),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("no message: {other:?}"),
+            }
+        };
+        socket.close(None).await.unwrap();
+        while let Some(Ok(_)) = socket.next().await {}
+        said
+    };
+    tokio::time::timeout(PATIENCE, talk).await.expect("a message in time")
 }

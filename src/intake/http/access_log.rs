@@ -1,4 +1,4 @@
-//! One line for each request: for people, or for scripts. What failed inside is in the log, whatever the form.
+//! One line for each request: for people, or for scripts; and beside it, whatever its form, what failed inside.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,14 +6,18 @@ use super::Served;
 use crate::event::trace::REQUEST_ID;
 use crate::program::manifest::AccessLog;
 
-/// Logs why a request failed, if it did, and gives its line, if there is to be one. `coloured`: for a terminal.
-pub fn line(served: &Served<'_>, form: AccessLog, coloured: bool) -> Option<String> {
+/// Logs why a request failed, if it did.
+pub fn explain(served: &Served<'_>) {
     if let Some(failure) = served.failure {
         tracing::warn!("{} {}: {failure}", served.method, served.path);
         if let Some(traceback) = &failure.traceback {
             tracing::warn!("{}", traceback.trim_end());
         }
     }
+}
+
+/// The line of a request, if there is to be one. `coloured`: for a terminal.
+pub fn line(served: &Served<'_>, form: AccessLog, coloured: bool) -> Option<String> {
     match form {
         AccessLog::Text => Some(text(served, coloured)),
         AccessLog::Json => Some(json(served).to_string()),

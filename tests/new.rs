@@ -84,6 +84,20 @@ async fn those_that_are_compiled() {
 }
 
 #[test]
+fn editors_find_the_schema_beside_the_manifest() {
+    let (_, schema, _) = polyinit(&["check", "--schema"]);
+    for template in ["polyglot", "go", "rust", "c"] {
+        let (_folder, path) = made(template);
+        let read = |name: &str| std::fs::read_to_string(Path::new(&path).join(name)).unwrap();
+        let first = read("polyinit.toml").lines().next().unwrap().to_owned();
+        let named = first.strip_prefix("#:schema ./").unwrap();
+        let [beside, printed] =
+            [&read(named), &schema].map(|text| serde_json::from_str::<serde_json::Value>(text).unwrap());
+        assert_eq!(beside, printed, "{template}");
+    }
+}
+
+#[test]
 fn nothing_is_written_over() {
     let (_folder, path) = made("python");
     let (code, _, errors) = polyinit(&["new", "node", &path]);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::support::{PATIENCE, Served, executable, folder_with, request};
+use crate::support::{Browser, PATIENCE, Served, executable, folder_with, request};
 
 /// Answers with its version and its process; `/wait` once there is a file `go`.
 fn app(version: &str) -> String {
@@ -168,6 +168,20 @@ source = \"app\"
     served.wait_for("did you mean `source`?");
     write(folder.path(), "polyinit.toml", "[components.app]\nsource = \"app\"\n");
     until(&served, "/", "two ", |status| status == 503 || status == 200).await;
+    served.stop();
+}
+
+/// Who looks at it in a browser sees what is wrong, and then the program, without asking again.
+#[tokio::test]
+async fn a_browser_goes_on_by_itself_once_all_is_well() {
+    let folder = folder_with("main.py", "raise ValueError('<b>not</b> yet')");
+    let served = Served::start(folder.path(), &["--watch"]);
+    let mut browser = Browser::open(&format!("http://{}/", served.address)).await;
+    browser
+        .wait_for(&["The program is not running", "&lt;b&gt;not&lt;/b&gt; yet"])
+        .await;
+    write(folder.path(), "main.py", &app("one"));
+    browser.wait_for(&["one "]).await;
     served.stop();
 }
 

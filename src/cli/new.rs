@@ -3,12 +3,16 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use super::{CommandError, say};
+use crate::program::manifest;
+
+/// The file that a template's manifest names as its schema.
+const SCHEMA: &str = "polyinit.schema.json";
 
 /// Make a folder with a small program to begin with.
 #[derive(Args)]
@@ -134,19 +138,16 @@ impl New {
         if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(format!("{shown} is there already, and not empty: name another folder").into());
         }
+        let mut names = Vec::new();
         for file in self.template.files {
-            let path = folder.join(file.path);
-            let write = || -> io::Result<()> {
-                fs::create_dir_all(path.parent().unwrap_or(folder))?;
-                fs::write(&path, file.content)?;
-                if file.content.starts_with("#!") {
-                    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-                }
-                Ok(())
-            };
-            write().map_err(|error| format!("{} can't be written: {error}", path.display()))?;
+            write(folder, file.path, file.content)?;
+            names.push(file.path);
         }
-        let names: Vec<&str> = self.template.files.iter().map(|file| file.path).collect();
+        if names.contains(&manifest::NAME) {
+            // What the manifest's first line names, for editors.
+            write(folder, SCHEMA, &format!("{:#}\n", manifest::schema()))?;
+            names.push(SCHEMA);
+        }
         say(&format!("{shown}: {}", names.join(", ")));
         say("next:");
         say(&format!("  cd {}", quoted(&shown.to_string())));
@@ -156,6 +157,19 @@ impl New {
         say("  polyinit serve .");
         Ok(())
     }
+}
+
+fn write(folder: &Path, name: &str, content: &str) -> Result<(), CommandError> {
+    let path = folder.join(name);
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        fs::write(&path, content)?;
+        if content.starts_with("#!") {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
+    };
+    Ok(write().map_err(|error| format!("{} can't be written: {error}", path.display()))?)
 }
 
 /// A word as a shell takes it (POSIX, Shell Command Language, 2.2.2).

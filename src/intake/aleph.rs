@@ -203,7 +203,7 @@ impl<G: Guest> Intake<G> {
     /// Gives an event to the guest, with what its program asks for around requests.
     async fn handle(&self, event: Event) -> Result<Reply, Failure> {
         let asked = self.around.now();
-        let (middleware, context, request) = match (&asked.middleware, event) {
+        let (middleware, context, request) = match (asked.as_ref().and_then(|asked| asked.middleware.as_ref()), event) {
             (
                 Some(middleware),
                 Event {

@@ -1,6 +1,7 @@
 //! What the program that runs now asks for around requests: it may come after the intake does (a machine's own), and
 //! another may take its place (`serve --watch`).
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::Middleware;
@@ -8,7 +9,14 @@ use crate::program::manifest::{AccessLog, HttpKeys};
 
 /// What is asked for at the moment: nothing at first. Clones are the same.
 #[derive(Clone, Default)]
-pub struct Around(Arc<RwLock<Arc<Asked>>>);
+pub struct Around(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// Whether anything is: most programs ask for nothing, and their requests are not to pay for the lock.
+    any: AtomicBool,
+    asked: RwLock<Arc<Asked>>,
+}
 
 /// What one program asks for.
 #[derive(Default)]
@@ -23,19 +31,21 @@ impl Around {
     /// clients see what failed inside.
     pub fn ask(&self, keys: &HttpKeys, reveal: bool) {
         // Where they ask for the same, clients keep what they have left of their rates.
-        if self.now().keys == *keys {
+        let mut now = self.0.asked.write().unwrap_or_else(PoisonError::into_inner);
+        if now.keys == *keys {
             return;
         }
-        let asked = Arc::new(Asked {
+        *now = Arc::new(Asked {
             keys: keys.clone(),
             middleware: Middleware::new(keys, reveal),
         });
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = asked;
+        self.0.any.store(*keys != HttpKeys::default(), Ordering::Release);
     }
 
-    /// What is asked for at the moment.
-    pub fn now(&self) -> Arc<Asked> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What is asked for at the moment, if anything is.
+    pub fn now(&self) -> Option<Arc<Asked>> {
+        let asked = || self.0.asked.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.0.any.load(Ordering::Acquire).then(asked)
     }
 }
 

@@ -117,6 +117,11 @@ impl ComponentHost {
         self.limits.begin();
         self.hooks.begin(context);
     }
+
+    /// For another event beside those that there are.
+    pub(super) fn share(&mut self) {
+        self.hooks.share();
+    }
 }
 
 /// The store's data of a core module.

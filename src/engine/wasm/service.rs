@@ -140,6 +140,7 @@ async fn serve(
                 }
             }
             while let Some(entering) = control.next() {
+                accessor.with(|mut store| store.data_mut().share());
                 others
                     .get_or_insert_with(FuturesUnordered::new)
                     .push(answer(accessor, guest, entering));

@@ -19,6 +19,8 @@ use crate::support::{PATIENCE, Running, built, program, ssh};
 /// Of signal(7).
 const SIGABRT: i32 = 6;
 const SIGPWR: i32 = 30;
+const SIGTERM: i32 = 15;
+const SIGINT: i32 = 2;
 
 /// An image of nothing but init, this configuration and the kernel's modules named.
 fn image_with(folder: &Path, options: &str, modules: &[&str]) -> PathBuf {
@@ -155,12 +157,15 @@ async fn an_init_that_crashes_says_so_and_restarts_the_machine_at_once() {
 }
 
 #[tokio::test]
-async fn a_failing_power_supply_halts_the_machine() {
-    let machine = Machine::boot(&image("wasm"), &built("exec-machine"), &["--memory", "256"]);
-    machine.text(&format!("/kill?signal={SIGPWR}")).await;
-    let output = machine.ended();
-    assert!(output.contains("halted after"), "{output}");
-    assert!(!output.contains("Kernel panic"), "{output}");
+async fn the_signals_that_ask_for_the_end_halt_the_machine() {
+    // SIGINT is what the kernel makes of Ctrl-Alt-Del (reboot(2)), SIGPWR of a failing power supply.
+    for signal in [SIGTERM, SIGINT, SIGPWR] {
+        let machine = Machine::boot(&image("wasm"), &built("exec-machine"), &["--memory", "256"]);
+        machine.text(&format!("/kill?signal={signal}")).await;
+        let output = machine.ended();
+        assert!(output.contains("halted after"), "{signal}: {output}");
+        assert!(!output.contains("Kernel panic"), "{signal}: {output}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
+use tokio::task::JoinHandle;
+
 use crate::support::{Browser, PATIENCE, Served, executable, folder_with, request};
 
 /// Answers with its version and its process; `/wait` once there is a file `go`.
@@ -39,20 +41,24 @@ async fn until(app: &Served, path: &str, start: &str, meanwhile: fn(u16) -> bool
     }
 }
 
+/// A request to a program that waits to be told, once the program has it; its reply's text.
+async fn under_way(served: &Served, folder: &Path) -> JoinHandle<String> {
+    let address = served.address.clone();
+    let waiting = tokio::spawn(async move { crate::support::get(&address, "/wait").await.text() });
+    let deadline = Instant::now() + PATIENCE;
+    while !folder.join("waiting.tmp").exists() {
+        assert!(Instant::now() < deadline);
+        tokio::task::yield_now().await;
+    }
+    waiting
+}
+
 #[tokio::test]
 async fn a_change_takes_the_old_ones_place_without_dropping_a_request() {
     let folder = folder_with("main.py", app("one"));
     let served = Served::start(folder.path(), &["--watch"]);
     assert!(served.get("/").await.text().starts_with("one "));
-    let waiting = tokio::spawn({
-        let address = served.address.clone();
-        async move { crate::support::get(&address, "/wait").await.text() }
-    });
-    let deadline = Instant::now() + PATIENCE;
-    while !folder.path().join("waiting.tmp").exists() {
-        assert!(Instant::now() < deadline);
-        tokio::task::yield_now().await;
-    }
+    let waiting = under_way(&served, folder.path()).await;
     write(folder.path(), "main.py", &app("two"));
     until(&served, "/", "two ", |status| status == 200).await;
     write(folder.path(), "go.tmp", "");
@@ -224,15 +230,7 @@ async fn who_has_a_port_of_its_own_is_waited_for() {
     let served = Served::start(folder.path(), &["--watch"]);
     assert!(served.get("/").await.text().starts_with("one "));
     // One under way is finished by the one that has it.
-    let waiting = tokio::spawn({
-        let address = served.address.clone();
-        async move { crate::support::get(&address, "/wait").await.text() }
-    });
-    let deadline = Instant::now() + PATIENCE;
-    while !folder.path().join("waiting.tmp").exists() {
-        assert!(Instant::now() < deadline);
-        tokio::task::yield_now().await;
-    }
+    let waiting = under_way(&served, folder.path()).await;
     write(folder.path(), "server", &server("two"));
     // It can't go before the other is done with, and those who ask now wait, whom no failure is shown.
     let asked = tokio::spawn({

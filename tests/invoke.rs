@@ -1,7 +1,14 @@
 //! `polyinit invoke` and `polyinit inspect`: one event, and what a program is made of.
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::manifest::polyinit;
-use crate::support::{built, folder_with, program};
+use crate::support::{PATIENCE, built, folder_with, program};
 
 const ECHO: &str = "\
 import json
@@ -213,4 +220,26 @@ fn inspect_tells_what_runs_each_part_and_what_it_may_use() {
     let (code, _, errors) = polyinit(&["inspect", built("bad/bad-text.wasm").to_str().unwrap()]);
     assert_eq!(code, 1);
     assert!(errors.contains("no WebAssembly"), "{errors}");
+}
+
+#[test]
+fn one_that_waits_for_its_standard_input_can_be_ended() {
+    let folder = folder_with("main.py", ECHO);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_polyinit"))
+        .args(["invoke", folder.path().to_str().unwrap(), "--message", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // read(2), the first of system calls, of descriptor 0 (proc_pid_syscall(5)).
+    let syscall = format!("/proc/{}/syscall", child.id());
+    let deadline = Instant::now() + PATIENCE;
+    while !std::fs::read_to_string(&syscall).is_ok_and(|call| call.starts_with("0 0x0 ")) {
+        assert!(Instant::now() < deadline, "it never reads");
+        std::thread::yield_now();
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let ended = child.wait().unwrap();
+    assert_eq!(ended.signal(), Some(Signal::SIGTERM as i32), "{ended:?}");
 }

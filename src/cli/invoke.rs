@@ -85,8 +85,9 @@ struct Timings {
 impl Invoke {
     pub async fn run(self) -> Result<(), CommandError> {
         report::log::begin(io::stderr(), if self.quiet { "warn" } else { "info" });
-        let mut stop = Stop::listen()?;
+        // Before signals are listened to: reading standard input can't be broken off but by its end.
         let event = self.event()?;
+        let mut stop = Stop::listen()?;
         let began = Instant::now();
         let mut opened = self.program.open()?;
         let gateway = opened.gateway().await;

@@ -20,9 +20,9 @@ real_socket, real_run, real_asyncio_run, real_open = socket.socket, subprocess.r
 class Vsock(real_socket):
     """A socket that is asked for AF_VSOCK and is a Unix socket."""
 
-    def __init__(self, family=-1, kind=-1, proto=-1, fileno=None):
+    def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
         self.vsock = family == socket.AF_VSOCK
-        super().__init__(socket.AF_UNIX if self.vsock else family, kind, proto, fileno)
+        super().__init__(socket.AF_UNIX if self.vsock else family, type, proto, fileno)
 
     def bind(self, address):
         super().bind(path if self.vsock else address)

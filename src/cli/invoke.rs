@@ -15,7 +15,7 @@ use super::serve::{GRACE, Stop};
 use super::start::{ProgramArguments, start};
 use super::{CommandError, Ended};
 use crate::event::{Body, Event, Failure, Reply};
-use crate::report;
+use crate::report::{self, milliseconds};
 use crate::router::Router;
 
 /// The exit codes for replies that are no success: that of the status code's class.
@@ -270,10 +270,6 @@ fn json_of(Timings { start, head, whole }: Timings) -> serde_json::Value {
     let [start, head, whole] = [start, head, whole].map(milliseconds);
     let starts = report::start::json();
     serde_json::json!({ "start_ms": start, "head_ms": head, "whole_ms": whole, "starts": starts })
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn print(json: &serde_json::Value) {

@@ -26,7 +26,7 @@ use crate::engine::Handling;
 use crate::event::{Body, BodyError, Event, Failure, FailureKind, Input, Reply};
 use crate::intake::Handler;
 use crate::program::Component;
-use crate::report;
+use crate::report::{self, milliseconds};
 use crate::router::{self, Running};
 
 pub use recorder::Recorder;
@@ -234,11 +234,6 @@ fn reply(kind: &'static str, body: impl Into<Body>) -> Reply {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Reply::Http(response)
-}
-
-/// To a microsecond.
-fn milliseconds(duration: std::time::Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::recorder::{Asked, Recorder, Request, now};
 use crate::engine::{Engine, Handling, Working};
+use crate::event::trace::REQUEST_ID;
 use crate::event::{Body, BodyError, Event, Input, Reply};
 
 /// Has everything that `engine` does for `component` recorded.
@@ -78,7 +79,7 @@ impl Observed {
             Input::Http(request) => Asked::Http {
                 method: request.method().clone(),
                 path: request.uri().path_and_query().cloned(),
-                request_id: request.headers().get("x-request-id").cloned(),
+                request_id: request.headers().get(REQUEST_ID).cloned(),
             },
             Input::Message(message) => Asked::Message {
                 bytes: message.body.len(),

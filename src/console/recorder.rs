@@ -9,9 +9,9 @@ use http::{HeaderValue, Method};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-use super::milliseconds;
 use crate::event::EventId;
 use crate::report::log::Entry;
+use crate::report::milliseconds;
 
 /// Requests and lines that are remembered.
 const REQUESTS: usize = 200;

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Handler;
-use super::http::{Around, give_to};
+use super::http::{Around, Asked, give_to};
 use crate::event::{Event, Failure, FailureKind, Input, Reply};
 use crate::wire::{Configuration, ConfigurationAnswer, EventAnswer, STOPPED};
 
@@ -203,7 +203,7 @@ impl<G: Guest> Intake<G> {
     /// Gives an event to the guest, with what its program asks for around requests.
     async fn handle(&self, event: Event) -> Result<Reply, Failure> {
         let asked = self.around.now();
-        let (middleware, context, request) = match (asked.as_ref().and_then(|asked| asked.middleware.as_ref()), event) {
+        let (middleware, context, request) = match (asked.as_deref().and_then(Asked::middleware), event) {
             (
                 Some(middleware),
                 Event {

@@ -21,7 +21,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-pub use self::middleware::Around;
+pub use self::middleware::{Around, Asked};
 use super::Handler;
 use crate::event::{Body, Context, Event, Failure, FailureKind, Input, Reply};
 use crate::program::manifest::AccessLog;
@@ -140,7 +140,7 @@ async fn answer(
     context.server = Some(server);
     let given = |request| give(request, context.clone(), &handler, options.reveal);
     let asked = options.around.now();
-    let response = match asked.as_ref().and_then(|asked| asked.middleware.as_ref()) {
+    let response = match asked.as_deref().and_then(Asked::middleware) {
         None => given(request).await,
         Some(middleware) => middleware.around(request, context.id, Some(client.ip()), given).await,
     };
@@ -157,7 +157,7 @@ async fn answer(
         headers: response.headers(),
         time: began.elapsed(),
         failure: response.extensions().get(),
-        access_log: asked.as_ref().and_then(|asked| asked.access_log()),
+        access_log: asked.as_deref().and_then(Asked::access_log),
     });
     Ok(response)
 }

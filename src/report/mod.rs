@@ -37,6 +37,11 @@ pub fn stages() -> Vec<(String, Duration)> {
     REACHED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
+/// For scripts and the console, to a microsecond.
+pub fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
 /// Logs that a stage of the process's life has been reached, and when.
 pub fn stage(what: &str) {
     reached(what);

@@ -6,6 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use serde_json::json;
+
+use super::milliseconds;
 
 /// Components that are remembered at most.
 const COMPONENTS: usize = 100;
@@ -62,11 +65,11 @@ pub fn starts() -> BTreeMap<String, Start> {
 /// The same for scripts, by component: `{"ahead": false, "parts": [["spawn", 1.234], …]}`, in milliseconds.
 pub fn json() -> serde_json::Value {
     let of = |start: Start| {
-        let parts = start.parts.iter().map(|(what, took)| {
-            let microseconds = (took.as_secs_f64() * 1e6).round();
-            serde_json::json!([what, microseconds / 1e3])
-        });
-        serde_json::json!({ "ahead": start.ahead, "parts": parts.collect::<Vec<_>>() })
+        let parts = start
+            .parts
+            .iter()
+            .map(|(what, took)| json!([what, milliseconds(*took)]));
+        json!({ "ahead": start.ahead, "parts": parts.collect::<Vec<_>>() })
     };
     starts()
         .into_iter()

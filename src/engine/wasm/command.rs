@@ -181,6 +181,11 @@ impl Command {
         let mut wasi = grants.wasi(environment, Some(stdin.clone()), stdout.clone(), stderr.clone())?;
         wasi.arg(&*shared.component).args(&grants.arguments);
         let fuel = shared.fuel;
+        let component = |wasi| {
+            let mut store = shared.store(grants.component(wasi, &stderr, shared.limits()));
+            store.data_mut().begin(context);
+            store
+        };
         Ok(match self {
             Self::Module { pre, start } => {
                 let (pre, start) = (pre.clone(), *start);
@@ -205,8 +210,7 @@ impl Command {
             }
             Self::Component(pre) => {
                 let pre = pre.clone();
-                let mut store = shared.store(grants.component(wasi, &stderr, shared.limits()));
-                store.data_mut().begin(context);
+                let mut store = component(wasi);
                 Box::pin(async move {
                     let ran = async {
                         let guest = pre.instantiate_async(&mut store).await?;
@@ -218,8 +222,7 @@ impl Command {
             }
             Self::Concurrent(pre) => {
                 let pre = pre.clone();
-                let mut store = shared.store(grants.component(wasi, &stderr, shared.limits()));
-                store.data_mut().begin(context);
+                let mut store = component(wasi);
                 Box::pin(async move {
                     let ran = async {
                         let guest = pre.instantiate_async(&mut store).await?;

@@ -178,7 +178,10 @@ impl<R> Control<R> {
 
     /// Whether another event would be taken, and not be kept waiting by what the guest computes.
     fn is_joinable(&self) -> bool {
-        let table = lock(&self.table);
+        self.takes_another(&lock(&self.table))
+    }
+
+    fn takes_another(&self, table: &Table<R>) -> bool {
         self.open.load(Ordering::Acquire)
             && !self.interrupted.load(Ordering::Relaxed)
             && !table.closed
@@ -187,11 +190,8 @@ impl<R> Control<R> {
     }
 
     fn enter(&self, entering: Entering<R>) -> Result<Arc<Member>, Entering<R>> {
-        if !self.is_joinable() {
-            return Err(entering);
-        }
         let mut table = lock(&self.table);
-        if table.closed {
+        if !self.takes_another(&table) {
             return Err(entering);
         }
         let member = entering.member.clone();

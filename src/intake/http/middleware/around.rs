@@ -23,7 +23,7 @@ struct Shared {
 pub struct Asked {
     keys: HttpKeys,
     /// None where requests go by it.
-    pub middleware: Option<Middleware>,
+    middleware: Option<Middleware>,
 }
 
 impl Around {
@@ -50,6 +50,11 @@ impl Around {
 }
 
 impl Asked {
+    /// What is done around each request, if anything is.
+    pub fn middleware(&self) -> Option<&Middleware> {
+        self.middleware.as_ref()
+    }
+
     /// How each request is written down, where the program says.
     pub fn access_log(&self) -> Option<AccessLog> {
         self.keys.access_log

@@ -26,7 +26,7 @@ use crate::event::trace::{self, REQUEST_ID};
 use crate::event::{Body, EventId, Failure, FailureKind};
 use crate::program::manifest::{CorsKeys, HttpKeys};
 
-pub use around::Around;
+pub use around::{Around, Asked};
 
 /// What is asked for, ready to be used.
 pub struct Middleware {

@@ -31,7 +31,7 @@ use crate::wire::{Configuration, ConfigurationAnswer, Encoding};
 const KILL_AFTER: Duration = Duration::from_millis(3000);
 const STOP_GRACE: Duration = Duration::from_millis(900);
 
-/// How long interpreters are kept that were started ahead, and that the program turned out not to need.
+/// How long after the start interpreters are kept that were started ahead, and that the program turned out not to need.
 const SPARE_INTERPRETERS: Duration = Duration::from_secs(1);
 
 /// How long disks may take to be brought up to date before the host is told that all is done.
@@ -128,13 +128,14 @@ impl Guest {
         });
         let router = futures_util::future::try_join_all(started).await?;
         tokio::spawn(async move {
-            // The host waits for our answer, and sends the first event right after it: what nobody needs can wait.
+            // The host waits for our answer, and sends the first event right after it: what neither needs can wait. Nor is
+            // a console quick.
             tokio::time::sleep(SPARE_INTERPRETERS).await;
+            for (component, start) in report::start::starts() {
+                tracing::info!("{component}: {start}");
+            }
             tokio::task::spawn_blocking(move || settings.warm.clear());
         });
-        for (component, start) in report::start::starts() {
-            tracing::info!("{component}: {start}");
-        }
         let router = Arc::new(Router::new(router));
         loopback.lead_to(&router, Router::call);
         let handler: Handler = {

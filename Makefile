@@ -31,6 +31,8 @@ setup:
 guests: setup
 	wasm-examples/build
 	tests/host/get-programs
+	runtimes/setup
+	tests/host/get-pythons
 
 vm: setup
 	tests/host/get-vm

@@ -220,9 +220,13 @@ fn interpreters() -> Vec<(String, std::path::PathBuf)> {
     let pyenv = std::env::var("HOME").map(|home| format!("{home}/.pyenv/versions"));
     let installed = pyenv.map(std::fs::read_dir).into_iter().flatten().flatten().flatten();
     let path = std::env::var_os("PATH").unwrap();
-    let mut folders: Vec<_> = installed.map(|entry| entry.path().join("bin")).collect();
+    let fetched = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/toolchains/python");
+    let mut folders: Vec<_> = ["bullseye", "forky"]
+        .map(|suite| fetched.join(suite).join("usr/bin"))
+        .into();
+    folders.extend(installed.map(|entry| entry.path().join("bin")));
     folders.extend(std::env::split_paths(&path).filter(|folder| !folder.ends_with("shims")));
-    (9..=14)
+    (9..=15)
         .filter_map(|minor| {
             let name = format!("python3.{minor}");
             let found = folders
@@ -237,7 +241,10 @@ fn interpreters() -> Vec<(String, std::path::PathBuf)> {
 #[tokio::test]
 async fn every_python_of_this_machine_will_do_by_a_venv() {
     let interpreters = interpreters();
-    assert!(!interpreters.is_empty());
+    for version in ["3.9", "3.14", "3.15"] {
+        let found = interpreters.iter().any(|(found, _)| found == version);
+        assert!(found, "no Python {version} here: tests/host/get-pythons fetches it");
+    }
     for (version, interpreter) in interpreters {
         let folder = crate::support::folder_with(
             "main.py",

@@ -10,37 +10,7 @@ use crate::support::{PATIENCE, Served, built, executable, request};
 
 /// A server on raw sockets, so that a test sees every byte of a request and writes every byte of a reply.
 /// `serve(client, head, rest)` is the test's own.
-const RAW: &str = r#"#!/usr/bin/env python3
-import os, socket, threading
-
-def read_head(client):
-    data = b""
-    while b"\r\n\r\n" not in data:
-        piece = client.recv(65536)
-        if not piece:
-            return None, b""
-        data += piece
-    return data.split(b"\r\n\r\n", 1)
-
-def reply(client, body, status="200 OK", headers=""):
-    client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body)
-
-def connection(client):
-    try:
-        with client:
-            while True:
-                head, rest = read_head(client)
-                if head is None or serve(client, head, rest) == "close":
-                    return
-    except OSError:
-        pass
-
-def listen():
-    server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
-    while True:
-        threading.Thread(target=connection, args=(server.accept()[0],), daemon=True).start()
-
-"#;
+const RAW: &str = include_str!("programs/raw_http.py");
 
 struct Raw {
     app: Served,

@@ -11,9 +11,12 @@ pub mod node;
 pub mod output;
 pub mod process;
 pub mod python;
+#[cfg(test)]
+mod testing;
 pub mod wasm;
 pub mod worker;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -134,6 +137,13 @@ impl Settings {
             workers: self.workers.or_else(|| Some(keys.workers?.on(self.cores))),
             ..self.clone()
         }
+    }
+
+    /// The variables that are named for all programs, and for `component`, whose own win.
+    fn environment_of(&self, component: &Component) -> Vec<(String, String)> {
+        let mut all: BTreeMap<String, String> = self.environment.iter().cloned().collect();
+        all.extend(component.environment.clone());
+        all.into_iter().collect()
     }
 }
 

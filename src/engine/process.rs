@@ -450,9 +450,8 @@ fn on_lasting_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::testing::{SECONDS, until};
     use tokio::io::AsyncReadExt;
-
-    const SECONDS: Duration = Duration::from_secs(10);
 
     fn shell(script: &str) -> Launch {
         Launch {
@@ -464,18 +463,6 @@ mod tests {
             channel: None,
             confinement: Confinement::default(),
         }
-    }
-
-    /// Waits until `done`, looking again and again: for what the kernel tells nobody of.
-    async fn until(what: &str, done: impl Fn() -> bool) {
-        let looking = async {
-            while !done() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(SECONDS, looking)
-            .await
-            .unwrap_or_else(|_| panic!("waited in vain: {what}"));
     }
 
     #[tokio::test]

@@ -11,46 +11,13 @@ use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, StreamBody};
 
 use super::*;
+use crate::engine::testing::{SECONDS, text, until};
 use crate::event::BodyError;
 use crate::program::{EngineKind, Entrypoint};
 
-const SECONDS: Duration = Duration::from_secs(20);
-
 /// Answers on raw sockets, so that a test sees every byte of the request and writes every byte of the reply.
 /// `serve(client, head, rest)` is the test's own.
-const RAW: &str = r##"#!/usr/bin/env python3
-import os, socket, sys, threading, time, signal
-
-def read_head(client):
-    data = b""
-    while b"\r\n\r\n" not in data:
-        piece = client.recv(65536)
-        if not piece:
-            return None, b""
-        data += piece
-    head, rest = data.split(b"\r\n\r\n", 1)
-    return head, rest
-
-def reply(client, body, status="200 OK", headers=""):
-    client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode("latin-1") + body)
-
-def connection(client):
-    try:
-        with client:
-            while True:
-                head, rest = read_head(client)
-                if head is None or serve(client, head, rest) == "close":
-                    return
-    except OSError:
-        pass
-
-def listen(port=int(os.environ["PORT"])):
-    server = socket.create_server(("127.0.0.1", port))
-    while True:
-        client, _ = server.accept()
-        threading.Thread(target=connection, args=(client,), daemon=True).start()
-
-"##;
+const RAW: &str = include_str!("../../../tests/programs/raw_http.py");
 
 /// A program in a folder that goes with it.
 struct Program {
@@ -118,21 +85,6 @@ async fn get(engine: &Arc<dyn Engine>, target: &str) -> Response<Body> {
     send(engine, Request::get(target).body(Body::empty()).unwrap())
         .await
         .unwrap()
-}
-
-async fn text(response: Response<Body>) -> String {
-    String::from_utf8(response.into_body().collect(64 << 20).await.unwrap().to_vec()).unwrap()
-}
-
-async fn until(what: &str, done: impl Fn() -> bool) {
-    let looking = async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(SECONDS, looking)
-        .await
-        .unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 const ECHO_HEAD: &str = "def serve(client, head, rest): reply(client, head)";

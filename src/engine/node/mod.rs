@@ -147,13 +147,8 @@ impl Language for Node {
                 component.name
             )));
         };
-        let environment: Vec<_> = settings
-            .environment
-            .iter()
-            .cloned()
-            .chain(component.environment.clone())
-            .chain(self.environment.iter().cloned())
-            .collect();
+        let mut environment = settings.environment_of(component);
+        environment.extend(self.environment.iter().cloned());
         let load = json!({
             "root": component.root,
             "file": file,

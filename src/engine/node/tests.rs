@@ -3,18 +3,16 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, StreamBody};
 
+use crate::engine::testing::{SECONDS, text, until};
 use crate::engine::{Engine, Settings, StartError};
 use crate::event::{Body, BodyError, Event, Failure, FailureKind, Reply};
 use crate::program::{Component, EngineKind, Entrypoint};
-
-const SECONDS: Duration = Duration::from_secs(30);
 
 /// A program in a folder that goes with it.
 struct Program {
@@ -90,21 +88,6 @@ fn request(target: &str) -> Request<Body> {
 
 async fn get(engine: &Arc<dyn Engine>, target: &str) -> Response<Body> {
     send(engine, request(target)).await.unwrap()
-}
-
-async fn text(response: Response<Body>) -> String {
-    String::from_utf8(response.into_body().collect(64 << 20).await.unwrap().to_vec()).unwrap()
-}
-
-async fn until(what: &str, done: impl Fn() -> bool) {
-    let looking = async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(SECONDS, looking)
-        .await
-        .unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 fn there(path: &Path) -> impl Fn() -> bool {

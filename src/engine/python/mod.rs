@@ -159,19 +159,13 @@ impl Language for Python {
                 component.name
             )));
         };
-        let environment: Vec<_> = settings
-            .environment
-            .iter()
-            .cloned()
-            .chain(component.environment.clone())
-            .collect();
         let load = json!({
             "root": component.root,
             "packages": settings.packages.iter().filter(|folder| folder.is_dir()).collect::<Vec<_>>(),
             "virtual_environments": virtual_environments(&component.root),
             "module": module,
             "attribute": attribute,
-            "environment": environment,
+            "environment": settings.environment_of(component),
             "start_timeout": settings.start_timeout.as_secs_f64(),
             "event_timeout": settings.event_timeout.as_secs_f64(),
             "body_limit": settings.body_limit,

@@ -34,7 +34,6 @@ mod stdio;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -113,7 +112,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
         runtime,
         grants: Grants {
             component: name,
-            environment: environment(component, settings),
+            environment: settings.environment_of(component),
             directories: sandbox.directories.clone(),
             arguments: sandbox.arguments.clone(),
             outgoing: Arc::new(outgoing),
@@ -155,13 +154,6 @@ pub fn compile(path: &Path) -> Result<Vec<u8>, StartError> {
 /// [`StartError`] if the file can't be read.
 pub fn place_ahead(path: &Path) -> Result<PathBuf, StartError> {
     Ok(Source::read(path)?.place_ahead())
-}
-
-/// What was named for programs, and for this one, whose own wins; nothing that this process itself has.
-fn environment(component: &Component, settings: &Settings) -> Vec<(String, String)> {
-    let mut all: BTreeMap<String, String> = settings.environment.iter().cloned().collect();
-    all.extend(component.environment.clone());
-    all.into_iter().collect()
 }
 
 /// The memory that one instance may have, in bytes: what the program says, or what the machine has for one.

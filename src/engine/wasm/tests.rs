@@ -5,6 +5,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, StreamBody};
 
 use super::*;
+use crate::engine::testing::text;
 use crate::event::{Body, BodyError, Reply};
 use crate::program::EngineKind;
 
@@ -103,11 +104,6 @@ async fn request(engine: &Arc<dyn Engine>, request: http::Request<Body>) -> Resu
 
 async fn get(engine: &Arc<dyn Engine>) -> Result<http::Response<Body>, Failure> {
     request(engine, http::Request::get("/").body(Body::empty()).unwrap()).await
-}
-
-async fn text(response: http::Response<Body>) -> String {
-    let body = response.into_body().collect(1 << 20).await.unwrap();
-    String::from_utf8(body.to_vec()).unwrap()
 }
 
 #[tokio::test]

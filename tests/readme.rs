@@ -78,37 +78,3 @@ async fn run(words: &[&str]) {
     let (status, output) = running.end();
     assert_eq!(status.code(), Some(0), "{words:?}: {output}");
 }
-
-#[test]
-fn help_is_there_for_every_command_with_examples() {
-    let help = |words: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_polyinit"))
-            .args(words)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{words:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let all = help(&["--help"]);
-    for command in [
-        "serve", "invoke", "check", "inspect", "routes", "compile", "guest", "image", "vm",
-    ] {
-        assert!(all.contains(&format!("\n  {command} ")), "{command}: {all}");
-    }
-    for command in [
-        &["serve"][..],
-        &["new"],
-        &["build"],
-        &["invoke"],
-        &["check"],
-        &["inspect"],
-        &["routes"],
-        &["compile"],
-        &["guest"],
-        &["image", "build"],
-        &["vm"],
-    ] {
-        let text = help(&[command, &["--help"]].concat());
-        assert!(text.contains("Example"), "{command:?}: {text}");
-    }
-}

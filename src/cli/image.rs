@@ -11,6 +11,12 @@ use crate::image::{Build, Built, Format, PackageCache, inspect};
 
 /// Build an image for microVMs, or look into one.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  polyinit image build runtimes/wasm -o wasm.squashfs
+  polyinit image inspect wasm.squashfs
+
+polyinit image COMMAND --help says more.")]
 pub struct Image {
     #[command(subcommand)]
     action: Action,
@@ -31,7 +37,7 @@ enum Action {
 #[command(after_help = "\
 Examples:
   polyinit image build runtimes/wasm -o wasm.squashfs
-  polyinit image build runtimes/minimal -o minimal.oci    # for podman load, skopeo copy oci-archive:minimal.oci ...
+  polyinit image build runtimes/minimal -o minimal.oci          for `podman load`, `skopeo copy`
   polyinit image build runtimes/debian-12 -o debian-12.squashfs --cache ~/.cache/polyinit/packages")]
 struct BuildImage {
     /// The recipe: a folder with image.toml, or that file
@@ -60,7 +66,13 @@ struct BuildImage {
 }
 
 /// Tell what is inside an image.
+///
+/// Its format and size, the versions of the interpreters in it, its init, and whether a machine can boot it.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  polyinit image inspect debian-12.squashfs
+  polyinit image inspect debian-12.oci --json")]
 struct InspectImage {
     /// The image
     file: PathBuf,

@@ -40,9 +40,6 @@ Exit codes:
   4  a 4xx
   5  a 5xx, or an event that fails")]
 pub struct Invoke {
-    #[command(flatten)]
-    program: ProgramArguments,
-
     /// The request's method [default: GET, or POST with --body]
     #[arg(long, value_name = "METHOD")]
     method: Option<Method>,
@@ -70,6 +67,10 @@ pub struct Invoke {
     /// Nothing but the reply's body
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
+
+    // Last, since the heading of WebAssembly's options is that of all that follow.
+    #[command(flatten)]
+    program: ProgramArguments,
 }
 
 /// How long the parts of it took.

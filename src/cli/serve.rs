@@ -46,9 +46,6 @@ Examples:
 
 Details of failures are shown to clients where --listen is a loopback address, and to the log everywhere.")]
 pub struct Serve {
-    #[command(flatten)]
-    program: ProgramArguments,
-
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -69,6 +66,10 @@ pub struct Serve {
     /// Build and start anew what changes, without dropping a request
     #[arg(short, long)]
     watch: bool,
+
+    // Last, since the heading of WebAssembly's options is that of all that follow.
+    #[command(flatten)]
+    program: ProgramArguments,
 }
 
 /// Whether there is a console.

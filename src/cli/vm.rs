@@ -50,9 +50,9 @@ Examples:
   polyinit vm debian-12.squashfs --program ./app --entrypoint main:app
   polyinit vm wasm.squashfs --program hello.wasm --memory 256
   polyinit vm debian-12.squashfs --program ./app --volume ./site:/srv/site --env DEBUG=1 -v
-  polyinit vm debian-12.squashfs --program ./app --net --forward 2222:22 --authorized-keys ~/.ssh/id_ed25519.pub
+  polyinit vm debian-12.squashfs --net --forward 2222:22 --authorized-keys ~/.ssh/id_ed25519.pub
 
-Requests reach the program as the network's hosts hand them over: the path decoded, the body whole, and of the reply
+Requests reach the program as the network's hosts hand them over: the path decoded, the body whole, and of the reply \
 no content-encoding, transfer-encoding or vary. What is sent with POST to /_polyinit/message becomes a network message:
   curl --data '{\"item_hash\": \"...\"}' http://127.0.0.1:8080/_polyinit/message
 

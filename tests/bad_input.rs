@@ -56,6 +56,64 @@ fn an_entrypoint_that_is_not_there() {
 }
 
 #[test]
+fn a_package_that_is_not_installed() {
+    let python = folder_with("main.py", "import absent.part\n");
+    let missing = "ModuleNotFoundError: No module named 'absent'. In the program's folder, `";
+    let output = refused(python.path(), &[]);
+    says(
+        &output,
+        &[
+            missing,
+            "`python3 -m venv .venv && .venv/bin/pip install absent` installs",
+        ],
+    );
+    std::fs::write(python.path().join("requirements.txt"), "absent\n").unwrap();
+    std::fs::create_dir(python.path().join("venv")).unwrap();
+    let output = refused(python.path(), &[]);
+    says(
+        &output,
+        &[missing, "`venv/bin/pip install -r requirements.txt` installs"],
+    );
+    // No package is wanting where the program's own is not whole.
+    std::fs::create_dir(python.path().join("absent")).unwrap();
+    let output = refused(python.path(), &[]);
+    assert!(
+        output.contains("No module named 'absent.part'") && !output.contains("install"),
+        "{output}"
+    );
+
+    let node = folder_with("main.js", "require('@scope/absent/part')");
+    let missing = "Error: Cannot find module '@scope/absent/part'. In the program's folder, `";
+    says(
+        &refused(node.path(), &[]),
+        &[missing, "`npm install @scope/absent` installs"],
+    );
+    std::fs::write(node.path().join("package.json"), r#"{"main": "main.js"}"#).unwrap();
+    says(&refused(node.path(), &[]), &[missing, "`npm install` installs"]);
+    std::fs::write(node.path().join("main.js"), "require('./absent')").unwrap();
+    let output = refused(node.path(), &[]);
+    assert!(
+        output.contains("Cannot find module './absent'") && !output.contains("install"),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_python_file_that_serves_by_itself() {
+    let script = "import http.server\n\
+                  http.server.HTTPServer(('127.0.0.1', 0), http.server.BaseHTTPRequestHandler).serve_forever()\n";
+    let folder = folder_with("main.py", script);
+    let output = refused(folder.path(), &["--start-timeout", "1"]);
+    says(
+        &output,
+        &[
+            "not ready within 1 s: it serves 127.0.0.1:",
+            "`engine = \"executable\"` in a polyinit.toml",
+        ],
+    );
+}
+
+#[test]
 fn a_syntax_error_in_the_programs_own_terms() {
     let output = refused(program("asgi-syntax-error"), &[]);
     says(&output, &["SyntaxError", "main.py", "line "]);

@@ -1,7 +1,6 @@
 //! The README's commands do what it says.
 
 use std::path::Path;
-use std::process::Command;
 
 use crate::support::{Running, folder_with, get};
 

@@ -186,14 +186,8 @@ impl Lookout {
     }
 
     fn in_vain(&self, process: &Process, name: &str) -> StartError {
-        let held = listen::sockets_of(process.leader());
-        let instead: Vec<String> = self
-            .new_listeners()
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|listener| held.contains(&listener.inode))
-            .map(|listener| listener.address.to_string())
-            .collect();
+        let held = listen::held_by(process.leader()).unwrap_or_default();
+        let instead: Vec<String> = held.iter().map(|listener| listener.address.to_string()).collect();
         let instead = match &instead[..] {
             [] => "it listens nowhere".to_owned(),
             addresses => format!("it listens on {}", addresses.join(", ")),

@@ -74,6 +74,17 @@ pub fn sockets_of(leader: Pid) -> HashSet<u32> {
     inodes
 }
 
+/// The sockets that listen and that the processes of `leader`'s session hold.
+///
+/// # Errors
+/// Those of [`listeners`].
+pub fn held_by(leader: Pid) -> io::Result<Vec<Listener>> {
+    let mut listeners = listeners()?;
+    let held = sockets_of(leader);
+    listeners.retain(|listener| held.contains(&listener.inode));
+    Ok(listeners)
+}
+
 /// A port that nobody uses at the moment.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ mod expect;
 mod fleet;
 mod head;
 mod launch;
-mod listen;
+pub mod listen;
 mod reply;
 mod supervise;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Language;
 use super::frame::Kind;
 use super::warm::Interpreter;
+use crate::engine::executable::listen;
 use crate::engine::process::Process;
 use crate::engine::{Settings, StartError};
 use crate::program::Component;
@@ -112,9 +113,18 @@ pub async fn launch(
         }
         Err(_) => {
             let words = interpreter.process.tail().text();
+            let held = listen::held_by(interpreter.process.leader()).unwrap_or_default();
             let _ = interpreter.process.stop(Duration::ZERO).await;
             let seconds = limit.as_secs_f64();
-            Err(StartError::new(format!("{name}: the program was not ready within {seconds} s")).with_traceback(words))
+            let mut message = format!("{name}: the program was not ready within {seconds} s");
+            if let Some(listener) = held.first() {
+                message += &format!(
+                    ": it serves {} itself, and is an executable. Begin it with #! and its interpreter, and say \
+                     `engine = \"executable\"` in a polyinit.toml beside it",
+                    listener.address
+                );
+            }
+            Err(StartError::new(message).with_traceback(words))
         }
     }
 }

@@ -32,7 +32,7 @@
           throw error;
         });
         return;
-      } else refuse(summary(error), account(error));
+      } else refuse(advice(error) ?? summary(error), account(error));
       process.exit(1);
     }
     const { program } = w;
@@ -48,6 +48,16 @@
     w.mark();
     const marks = w.marks.map((mark) => Number(mark / 1000n));
     channel.write(kinds.READY, 0, Buffer.from(JSON.stringify({ found: w.program.found, marks, ...how })));
+  }
+
+  // Of a package that is not there: what to do about it.
+  function advice(error) {
+    if (error?.code !== "MODULE_NOT_FOUND" && error?.code !== "ERR_MODULE_NOT_FOUND") return null;
+    const [, name] = /Cannot find (?:module|package) '((?:@[^'/]+\/)?[^'./#][^'/]*)/.exec(error.message) ?? [];
+    if (name === undefined) return null;
+    const listed = fs.existsSync("package.json") ? "" : ` ${name}`;
+    const [first] = summary(error).split("\n");
+    return `${first}. In the program's folder, \`npm install${listed}\` installs it beside the program`;
   }
 
   function hint(file, error) {

@@ -14,7 +14,7 @@ import time
 from . import asgi, output, program
 from .channel import (CANCEL, CONNECT, END, HEADER, LENGTH, LOAD, MESSAGE, PING, PONG, READY, REFUSED, REQUEST, STOP,
                       TAKEN, Channel)
-from .report import Refused, fault, last_line, own_traceback
+from .report import Refused, advice, fault, last_line, own_traceback
 
 
 class Worker:
@@ -109,7 +109,7 @@ class Worker:
         except Refused as error:
             self.refuse(str(error), None)
         except BaseException as error:
-            self.refuse(last_line(error), own_traceback(error))
+            self.refuse(last_line(error) + advice(error, load["root"]), own_traceback(error))
         found = {"found": f"`{name}` is {kind}", "websockets": self.program.websockets}
         # The loop runs from here to the end: each run of its own would be some turns more.
         loop.call_soon(self.program.start, lambda reason: self.started(found, reason))

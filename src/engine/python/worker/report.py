@@ -1,6 +1,7 @@
 """Failures in the program's own terms: a sentence, and a traceback without our frames in it."""
 
 import json
+import os
 import traceback
 
 # The end of a traceback says most; this many characters of it are kept.
@@ -40,6 +41,19 @@ def last_line(error):
         return f"the program called sys.exit({error.code!r})"
     lines = traceback.format_exception_only(type(error), error)
     return lines[-1].strip()[:2000]
+
+
+def advice(error, root):
+    """What to do about an import that failed in a program in `root`, to go on the message with; or nothing."""
+    name = isinstance(error, ModuleNotFoundError) and error.name
+    package = name and name.partition(".")[0]
+    if not package or any(os.path.exists(os.path.join(root, own)) for own in (package, package + ".py")):
+        return ""
+    installed = [folder for folder in (".venv", "venv") if os.path.isdir(os.path.join(root, folder))]
+    make, folder = ("", installed[0]) if installed else ("python3 -m venv .venv && ", ".venv")
+    listed = os.path.exists(os.path.join(root, "requirements.txt"))
+    return f". In the program's folder, `{make}{folder}/bin/pip install {'-r requirements.txt' if listed else package}` " \
+           "installs it beside the program"
 
 
 def fault(message, text):

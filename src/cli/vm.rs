@@ -58,7 +58,7 @@ no content-encoding, transfer-encoding or vary. What is sent with POST to /_poly
 
 Ctrl-C halts the machine; a second one kills it.")]
 pub struct Machine {
-    /// The root file system: a squashfs, as `polyinit image build` makes them, an erofs or an ext4
+    /// The root file system, as `polyinit image build` makes it: a squashfs, an erofs, an ext4, or an initramfs (cpio)
     image: PathBuf,
 
     /// The program: a file, a folder, a zip or a squashfs [default: none, and the image's program is used]

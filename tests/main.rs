@@ -14,6 +14,8 @@ mod executable;
 mod files;
 mod frameworks;
 mod handler;
+#[cfg(all(feature = "host", feature = "image"))]
+mod hotplug;
 mod http;
 #[cfg(feature = "image")]
 mod image;

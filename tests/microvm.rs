@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::api::Api;
 use crate::support::machine::{Machine, image};
-use crate::support::{PATIENCE, Running, built, program, request, ssh};
+use crate::support::{PATIENCE, Running, built, executable, program, request, ssh};
 
 fn boot(program: &Path, arguments: &[&str]) -> Machine {
     Machine::boot(&image("debian-12"), program, arguments)
@@ -296,6 +296,21 @@ async fn one_image_runs_every_language_at_once() {
     for told in ["→ python", "→ node", "→ wasm"] {
         assert!(output.contains(told), "{told}: {output}");
     }
+}
+
+#[tokio::test]
+async fn a_script_in_the_minimal_image() {
+    let script = "#!/bin/sh\nls -l /usr/share/zoneinfo/Europe/Paris && cd /etc/ssl/certs && \
+                  exec busybox httpd -f -p 127.0.0.1:$PORT\n";
+    let program = executable("run.sh", script);
+    let arguments = ["--memory", "256", "--env", "PORT=8080"];
+    let machine = Machine::boot(&image("minimal"), program.path(), &arguments);
+    let certificates = machine.get("/ca-certificates.crt").await.text();
+    assert!(
+        certificates.starts_with("-----BEGIN CERTIFICATE-----\n"),
+        "{certificates}"
+    );
+    machine.halt();
 }
 
 #[tokio::test]

@@ -135,7 +135,7 @@ async fn a_disk_that_comes_late_is_waited_for_and_what_is_wrong_with_it_told() {
         "volume /dev/vdb on /late: mounting it writable as ext4 failed: EINVAL: Invalid argument"
     );
     assert_eq!(answers[1], ConfigurationAnswer::Success, "{}", machine.seen);
-    let handler = gateway::handler(link.clone(), gateway::Limits::default());
+    let handler = gateway::handler(link.clone(), gateway::Limits::default(), None);
     let request = http::Request::get("/read?path=/late/note").body("".into()).unwrap();
     let Reply::Http(response) = handler(Event::http(request)).await.unwrap() else {
         panic!("no response")

@@ -423,7 +423,7 @@ async fn a_wrong_configuration_is_answered_by_what_is_wrong_and_a_right_one_take
     let answer = vm.link().configure(&right).await.unwrap();
     assert_eq!(answer, ConfigurationAnswer::Success);
 
-    let handler = gateway::handler(vm.link().clone(), gateway::Limits::default());
+    let handler = gateway::handler(vm.link().clone(), gateway::Limits::default(), None);
     let read = async |path: &str| {
         let request = http::Request::get(format!("/read?path={path}"))
             .body("".into())

@@ -242,18 +242,32 @@ async fn whoever_has_a_key_can_log_in() {
 #[tokio::test]
 async fn the_hosts_data_is_in_data_and_its_owners_shell_on_the_console() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("input.txt"), "from the host").unwrap();
+    let [input, output] = ["input", "output"].map(|name| folder.path().join(name));
+    std::fs::create_dir(&input).unwrap();
+    std::fs::write(input.join("input.txt"), "from the host").unwrap();
     let machine = boot(
         &program("machine-report"),
         &[
             "--data",
-            folder.path().to_str().unwrap(),
+            input.to_str().unwrap(),
+            "--output",
+            output.to_str().unwrap(),
             "--net",
             "--append",
             "polyinit.root_size=64M polyinit.mtu=1400 polyinit.login=ttyS0",
         ],
     );
     assert_eq!(machine.json("/show?path=/data/input.txt").await, "from the host");
+    // Nothing has changed yet.
+    assert!(!folder.path().join("output").exists());
+    machine.json("/write?path=/data/results/note").await;
+    for (path, text) in [
+        ("results/note", "written in the machine\n"),
+        ("input.txt", "from the host"),
+    ] {
+        let came_back = std::fs::read_to_string(folder.path().join("output").join(path));
+        assert_eq!(came_back.unwrap(), text, "{path}");
+    }
     assert_eq!(machine.json("/show?path=/sys/class/net/eth0/mtu").await, "1400\n");
     let deadline = Instant::now() + PATIENCE;
     while machine.json("/on-terminals").await != json!({"bash": [4, 64]}) {

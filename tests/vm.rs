@@ -175,7 +175,7 @@ async fn the_gateway_hands_over_requests_and_messages() {
     let answer = link.configure(&configuration).await.unwrap();
     assert_eq!(answer, ConfigurationAnswer::Success);
 
-    let handler = gateway::handler(link.clone(), gateway::Limits::default());
+    let handler = gateway::handler(link.clone(), gateway::Limits::default(), None);
     let ask = async |request: http::Request<polyinit::event::Body>| match handler(Event::http(request)).await.unwrap() {
         polyinit::event::Reply::Http(response) => response,
         other => panic!("{other:?}"),

@@ -14,7 +14,7 @@ use polyinit::wire::ConfigurationAnswer;
 
 use crate::host::{Guest, configuration_for};
 use crate::support::machine::build_smallest;
-use crate::support::{PATIENCE, Running, built, get, request};
+use crate::support::{PATIENCE, Running, built, get, program, request};
 
 /// An image with nothing but init in it.
 struct Image {
@@ -192,6 +192,18 @@ async fn the_gateway_hands_over_requests_and_messages() {
     guest.has_ended();
     let gone = handler(Event::http(http::Request::get("/").body("".into()).unwrap())).await;
     assert_eq!(gone.unwrap_err().kind.status(), 503);
+}
+
+#[tokio::test]
+async fn a_program_without_a_name_of_its_own_is_called_one() {
+    let guest = Guest::start(&[]).await;
+    let link = Link::new(guest.socket());
+    let configuration = configuration_for(&program("asgi-plain"), "asgi", "main:app");
+    let answer = link.configure(&configuration).await.unwrap();
+    assert_eq!(answer, ConfigurationAnswer::Success);
+    guest.wait_for("program: the entrypoint \"main:app\" is a Python module");
+    link.halt().await.unwrap();
+    guest.has_ended();
 }
 
 /// What is said of a machine that can't be, at once and without one.

@@ -130,13 +130,21 @@ pub enum Error {
     GuestApi { socket: PathBuf, source: io::Error },
     #[error("can't tell what became of the machine: {0}")]
     Wait(#[source] io::Error),
-    #[error("{kind}: it {exit} before the machine was ready{}", said(words))]
+    #[error("{kind}: it {exit} before the machine was ready{}{}", of_memory(words), said(words))]
     Ended { kind: Kind, exit: String, words: String },
     #[error(
         "the machine was not ready within {} s: is /sbin/init of the image a polyinit{}?{}",
         after.as_secs(), of_kvm(*kind), said(words)
     )]
     NotReady { kind: Kind, after: Duration, words: String },
+}
+
+/// What a kernel that has too little memory calls it.
+fn of_memory(words: &str) -> &'static str {
+    match words.contains("deadlocked on memory") || words.contains("Out of memory") {
+        true => ", for want of memory (--memory)",
+        false => "",
+    }
 }
 
 /// What may be wrong besides, with a machine that emulation would do without.

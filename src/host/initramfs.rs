@@ -180,7 +180,7 @@ mod tests {
         assert!(is_one(&File::open(&image).unwrap()).unwrap());
         write(&path, &[], Next::Image(&image)).unwrap();
         let written = fs::read(&path).unwrap();
-        assert!(written.starts_with(b"070701 and more\0070701"), "{written:?}");
+        assert!(written.starts_with(b"070701 and more\x00070701"), "{written:?}");
         assert!(written.windows(5).any(|window| window == b"stay\n"));
         fs::write(&image, b"0707").unwrap();
         assert!(!is_one(&File::open(&image).unwrap()).unwrap());

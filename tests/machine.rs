@@ -13,7 +13,7 @@ use polyinit::wire::{Configuration, ConfigurationAnswer, Volume};
 use serde_json::json;
 
 use crate::host::configuration_for;
-use crate::support::machine::{Machine, build, build_smallest, image, turn};
+use crate::support::machine::{Machine, break_ext4, build, build_smallest, disk, image, turn};
 use crate::support::{PATIENCE, Running, built, program, ssh};
 
 /// Of signal(7).
@@ -49,20 +49,6 @@ fn release(module: &Path) -> String {
     let rest = &content[at + KEY.len()..];
     let end = rest.iter().position(|byte| *byte == b' ').unwrap();
     String::from_utf8_lossy(&rest[..end]).into_owned()
-}
-
-/// A disk image of `megabytes` with the file system that `tool` makes.
-fn disk(folder: &Path, name: &str, megabytes: u64, tool: &[&str]) -> PathBuf {
-    let path = folder.join(name);
-    std::fs::File::create(&path).unwrap().set_len(megabytes << 20).unwrap();
-    let mut command = Command::new(tool[0]);
-    command
-        .args(&tool[1..])
-        .arg(&path)
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    path
 }
 
 #[tokio::test]
@@ -247,13 +233,13 @@ async fn a_clock_that_stood_still_is_put_right() {
         here.as_secs_f64() - there / 1e3
     };
     assert!(ahead().await.abs() < 1.5, "{}", ahead().await);
-    machine.order(&[("stop", json!({}))]);
+    machine.monitor().order("stop", json!({}));
     // What is tested is time going by.
     let stopped = Instant::now();
     while stopped.elapsed() < Duration::from_secs(5) {
         std::thread::park_timeout(Duration::from_secs(5));
     }
-    machine.order(&[("cont", json!({}))]);
+    machine.monitor().order("cont", json!({}));
     machine.wait_for("the machine had been stopped: its clock was");
     assert!(ahead().await.abs() < 1.5, "{}", ahead().await);
     let deadline = Instant::now() + PATIENCE;
@@ -285,17 +271,44 @@ async fn every_file_system_that_a_root_may_be_is_made_writable() {
 }
 
 #[tokio::test]
+async fn a_root_in_memory_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = build_smallest(&folder.path().join("image.cpio"));
+    let state = disk(folder.path(), "state.ext4", 16, &["mkfs.ext4", "-q"]);
+    let volume = format!("{}:/state:rw", state.display());
+    let arguments = ["--memory", "512", "--volume", &volume];
+    let machine = Machine::boot(&image, &built("exec-machine"), &arguments);
+    let mounts = machine.text("/read?path=/proc/mounts").await;
+    let root: Vec<_> = mounts.lines().filter(|line| line.contains(" / ")).collect();
+    assert!(root.len() == 1 && root[0].starts_with("rootfs / rootfs rw"), "{mounts}");
+    assert!(!mounts.contains(" /rom "), "{mounts}");
+    for (point, kind) in [
+        ("/proc", "proc"),
+        ("/dev/shm", "tmpfs"),
+        ("/run", "tmpfs"),
+        ("/state", "ext4"),
+    ] {
+        assert!(mounts.contains(&format!(" {point} {kind} ")), "{point}: {mounts}");
+    }
+    for path in ["/etc/note", "/opt/new/note", "/state/note"] {
+        machine.text(&format!("/write?path={path}&text=kept")).await;
+    }
+    // What was in the initramfs for the kernel's sake is gone.
+    assert_eq!(machine.get("/read?path=/boot.plan").await.status, 418);
+    machine.halt();
+
+    let machine = Machine::boot(&image, &built("exec-machine"), &arguments);
+    assert_eq!(machine.text("/read?path=/state/note").await, "kept");
+    assert_eq!(machine.get("/read?path=/etc/note").await.status, 418);
+    machine.halt();
+}
+
+#[tokio::test]
 async fn a_wrong_configuration_is_answered_by_what_is_wrong_and_a_right_one_taken_after_it() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let broken = disk(folder.path(), "broken", 16, &["mkfs.ext4", "-q"]);
-    // Its magic stays; its block size (s_log_block_size of ext4.h) is none.
-    std::os::unix::fs::FileExt::write_all_at(
-        &std::fs::File::options().write(true).open(&broken).unwrap(),
-        &[0xff; 4],
-        1024 + 0x18,
-    )
-    .unwrap();
+    break_ext4(&broken);
     let empty = folder.path().join("empty");
     std::fs::File::create(&empty).unwrap().set_len(1 << 20).unwrap();
     let drive = |path| Drive { path, read_only: false };
@@ -410,7 +423,7 @@ async fn a_wrong_configuration_is_answered_by_what_is_wrong_and_a_right_one_take
     let answer = vm.link().configure(&right).await.unwrap();
     assert_eq!(answer, ConfigurationAnswer::Success);
 
-    let handler = gateway::handler(vm.link().clone(), gateway::Limits::default());
+    let handler = gateway::handler(vm.link().clone(), gateway::Limits::default(), None);
     let read = async |path: &str| {
         let request = http::Request::get(format!("/read?path={path}"))
             .body("".into())

@@ -16,6 +16,8 @@ mod frameworks;
 mod handler;
 #[cfg(all(feature = "host", feature = "image"))]
 mod help;
+#[cfg(all(feature = "host", feature = "image"))]
+mod hotplug;
 mod http;
 #[cfg(feature = "image")]
 mod image;

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::api::Api;
 use crate::support::machine::{Machine, image};
-use crate::support::{PATIENCE, Running, built, program, request, ssh};
+use crate::support::{PATIENCE, Running, built, executable, program, request, ssh};
 
 fn boot(program: &Path, arguments: &[&str]) -> Machine {
     Machine::boot(&image("debian-12"), program, arguments)
@@ -242,18 +242,32 @@ async fn whoever_has_a_key_can_log_in() {
 #[tokio::test]
 async fn the_hosts_data_is_in_data_and_its_owners_shell_on_the_console() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("input.txt"), "from the host").unwrap();
+    let [input, output] = ["input", "output"].map(|name| folder.path().join(name));
+    std::fs::create_dir(&input).unwrap();
+    std::fs::write(input.join("input.txt"), "from the host").unwrap();
     let machine = boot(
         &program("machine-report"),
         &[
             "--data",
-            folder.path().to_str().unwrap(),
+            input.to_str().unwrap(),
+            "--output",
+            output.to_str().unwrap(),
             "--net",
             "--append",
             "polyinit.root_size=64M polyinit.mtu=1400 polyinit.login=ttyS0",
         ],
     );
     assert_eq!(machine.json("/show?path=/data/input.txt").await, "from the host");
+    // Nothing has changed yet.
+    assert!(!folder.path().join("output").exists());
+    machine.json("/write?path=/data/results/note").await;
+    for (path, text) in [
+        ("results/note", "written in the machine\n"),
+        ("input.txt", "from the host"),
+    ] {
+        let came_back = std::fs::read_to_string(folder.path().join("output").join(path));
+        assert_eq!(came_back.unwrap(), text, "{path}");
+    }
     assert_eq!(machine.json("/show?path=/sys/class/net/eth0/mtu").await, "1400\n");
     let deadline = Instant::now() + PATIENCE;
     while machine.json("/on-terminals").await != json!({"bash": [4, 64]}) {
@@ -296,6 +310,21 @@ async fn one_image_runs_every_language_at_once() {
     for told in ["→ python", "→ node", "→ wasm"] {
         assert!(output.contains(told), "{told}: {output}");
     }
+}
+
+#[tokio::test]
+async fn a_script_in_the_minimal_image() {
+    let script = "#!/bin/sh\nls -l /usr/share/zoneinfo/Europe/Paris && cd /etc/ssl/certs && \
+                  exec busybox httpd -f -p 127.0.0.1:$PORT\n";
+    let program = executable("run.sh", script);
+    let arguments = ["--memory", "256", "--env", "PORT=8080"];
+    let machine = Machine::boot(&image("minimal"), program.path(), &arguments);
+    let certificates = machine.get("/ca-certificates.crt").await.text();
+    assert!(
+        certificates.starts_with("-----BEGIN CERTIFICATE-----\n"),
+        "{certificates}"
+    );
+    machine.halt();
 }
 
 #[tokio::test]

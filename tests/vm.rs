@@ -1,5 +1,6 @@
 //! `polyinit vm`: an image in a real microVM, and the gateway that offers its program.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -13,7 +14,7 @@ use polyinit::wire::ConfigurationAnswer;
 
 use crate::host::{Guest, configuration_for};
 use crate::support::machine::build_smallest;
-use crate::support::{PATIENCE, Running, built, get, request};
+use crate::support::{PATIENCE, Running, built, get, program, request};
 
 /// An image with nothing but init in it.
 struct Image {
@@ -174,7 +175,7 @@ async fn the_gateway_hands_over_requests_and_messages() {
     let answer = link.configure(&configuration).await.unwrap();
     assert_eq!(answer, ConfigurationAnswer::Success);
 
-    let handler = gateway::handler(link.clone(), gateway::Limits::default());
+    let handler = gateway::handler(link.clone(), gateway::Limits::default(), None);
     let ask = async |request: http::Request<polyinit::event::Body>| match handler(Event::http(request)).await.unwrap() {
         polyinit::event::Reply::Http(response) => response,
         other => panic!("{other:?}"),
@@ -191,6 +192,18 @@ async fn the_gateway_hands_over_requests_and_messages() {
     guest.has_ended();
     let gone = handler(Event::http(http::Request::get("/").body("".into()).unwrap())).await;
     assert_eq!(gone.unwrap_err().kind.status(), 503);
+}
+
+#[tokio::test]
+async fn a_program_without_a_name_of_its_own_is_called_one() {
+    let guest = Guest::start(&[]).await;
+    let link = Link::new(guest.socket());
+    let configuration = configuration_for(&program("asgi-plain"), "asgi", "main:app");
+    let answer = link.configure(&configuration).await.unwrap();
+    assert_eq!(answer, ConfigurationAnswer::Success);
+    guest.wait_for("program: the entrypoint \"main:app\" is a Python module");
+    link.halt().await.unwrap();
+    guest.has_ended();
 }
 
 /// What is said of a machine that can't be, at once and without one.
@@ -213,6 +226,15 @@ fn what_is_missing_is_named() {
     let vm = |more: &[&str]| refused(&[&["vm"], more, &listen].concat());
     assert!(vm(&[&at("none"), "--kernel", &kernel]).contains("can't read the image"));
     assert!(vm(&[&text, "--kernel", &kernel]).contains("is no image of a root file system"));
+    let initramfs = at("initramfs");
+    std::fs::write(&initramfs, "070701").unwrap();
+    let unpacked = std::fs::File::options().write(true).open(&initramfs).unwrap();
+    unpacked.set_len(100 << 20).unwrap();
+    let error = vm(&[&initramfs, "--kernel", &kernel, "--memory", "256"]);
+    assert!(
+        error.contains("256 MiB are too few for it: --memory 348 or more"),
+        "{error}"
+    );
     assert!(vm(&[&image, "--kernel", &at("none")]).contains("there is no kernel at"));
     assert!(vm(&[&image, "--kernel", &text]).contains("is no kernel: neither a vmlinux nor a bzImage"));
     for option in ["--program", "--data", "--authorized-keys"] {
@@ -247,7 +269,7 @@ fn what_has_to_be_installed_is_told() {
             .args(more)
             .env_clear()
             .env("PATH", folder.path())
-            .env("XDG_CACHE_HOME", folder.path())
+            .env("XDG_CACHE_HOME", folder.path().join("cache"))
             .output()
             .unwrap();
         String::from_utf8(stderr).unwrap()
@@ -255,10 +277,48 @@ fn what_has_to_be_installed_is_told() {
     let output = run(&[]);
     assert!(output.contains("no kernel found: pass --kernel FILE"), "{output}");
     let fetch = format!(
-        "mkdir -p {0}/polyinit/vm && cd {0}/polyinit/vm\n",
-        folder.path().display()
+        "mkdir -p {0}/polyinit/vm && cd {0}/polyinit/vm &&\n",
+        folder.path().join("cache").display()
     );
     assert!(output.contains(&fetch), "{output}");
+    // What is told to be typed leaves a kernel where it is looked for. Debian's mirror is played; its package is not.
+    let mirror = folder.path().join("mirror");
+    std::fs::create_dir_all(mirror.join("kernel/boot")).unwrap();
+    std::fs::create_dir_all(mirror.join("kernel/DEBIAN")).unwrap();
+    let header = [&[0; 0x202][..], b"HdrS"].concat();
+    std::fs::write(mirror.join("kernel/boot/vmlinuz-6.1.0-56-cloud-amd64"), header).unwrap();
+    for (name, text) in [
+        (
+            "kernel/DEBIAN/control",
+            "Package: linux-image-6.1.0-56-cloud-amd64\nVersion: 6.1.192-2\nArchitecture: amd64\n\
+             Maintainer: nobody <nobody@example.org>\nDescription: a kernel\n",
+        ),
+        (
+            "apt-cache",
+            "#!/bin/sh\ntest \"$*\" = 'depends linux-image-cloud-amd64' || exit 1\n\
+             printf 'linux-image-cloud-amd64\\n  Depends: linux-image-6.1.0-56-cloud-amd64\\n'\n",
+        ),
+        (
+            "apt-get",
+            "#!/bin/sh\ntest \"$*\" = 'download linux-image-6.1.0-56-cloud-amd64' || exit 1\n\
+             exec dpkg-deb --build ${0%/*}/kernel linux-image-6.1.0-56-cloud-amd64_6.1.192-2_amd64.deb\n",
+        ),
+    ] {
+        std::fs::write(mirror.join(name), text).unwrap();
+        if name.starts_with("apt-") {
+            std::fs::set_permissions(mirror.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+    let typed: Vec<&str> = output.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    let path = format!("{}:{}", mirror.display(), std::env::var("PATH").unwrap());
+    let shell = Command::new("sh")
+        .args(["-c", &typed.join("\n")])
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert!(shell.status.success(), "{typed:?}: {shell:?}");
+    let output = run(&[]);
+    assert!(output.contains("qemu-system-x86_64 is not installed"), "{output}");
     let kernel = folder.path().join("vmlinux");
     std::fs::write(&kernel, "\x7fELF").unwrap();
     let kernel = ["--kernel", kernel.to_str().unwrap()];

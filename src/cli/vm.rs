@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::say;
 use super::serve::{GRACE, Stop};
 use super::{CommandError, assignment, tell};
-use crate::host::gateway::{self, Limits};
+use crate::host::gateway::{self, Limits, Output};
 use crate::host::hardware::{Drive, Forward, Network};
 use crate::host::kernel::Kernel;
 use crate::host::link::Link;
@@ -34,6 +34,9 @@ const RESOLVER: &str = "10.0.2.3";
 
 /// How long a VMM may take to be seen to have ended, after what it left behind was.
 const END_GRACE: Duration = Duration::from_millis(100);
+
+/// In MiB: with less, a distribution's kernel leaves too little for an interpreter.
+const SMALL_MEMORY: u32 = 128;
 
 /// Where hosts mount a program that is a drive.
 const CODE_MOUNT: &str = "/opt/code";
@@ -58,7 +61,7 @@ no content-encoding, transfer-encoding or vary. What is sent with POST to /_poly
 
 Ctrl-C halts the machine; a second one kills it.")]
 pub struct Machine {
-    /// The root file system: a squashfs, as `polyinit image build` makes them, an erofs or an ext4
+    /// The root file system, as `polyinit image build` makes it: a squashfs, an erofs, an ext4, or an initramfs (cpio)
     image: PathBuf,
 
     /// The program: a file, a folder, a zip or a squashfs [default: none, and the image's program is used]
@@ -68,6 +71,10 @@ pub struct Machine {
     /// Data for the program, which it finds in /data: a file, a folder, or a zip of them
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+
+    /// Where what the program leaves in /data is put, after each event that has changed it. What it removes there stays here
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
 
     /// Where the program begins: module:attribute, or a file in it
     #[arg(long, value_name = "ENTRYPOINT", requires = "program")]
@@ -217,7 +224,8 @@ impl Machine {
             } else {
                 format!("\n{traceback}")
             };
-            return Err(format!("the program was not started: {error}{account}").into());
+            let advice = self.advice();
+            return Err(format!("the program was not started: {error}{account}{advice}").into());
         }
         say(&format!("configured after {}", milliseconds(began.elapsed())));
         say(&format!("serving on http://{}", listener.local_addr()?));
@@ -234,7 +242,7 @@ impl Machine {
             grace: GRACE,
         };
         let shutdown = CancellationToken::new();
-        let handler = gateway::handler(link, limits);
+        let handler = gateway::handler(link, limits, self.output.clone().map(Output::to));
         let serving = http::serve(listener, handler, options, shutdown.clone());
         tokio::pin!(serving);
         tokio::select! {
@@ -245,6 +253,17 @@ impl Machine {
         tokio::select! {
             served = serving => Ok(served?),
             () = stop.asked() => Ok(()),
+        }
+    }
+
+    /// What may have been forgotten, where a program was not started.
+    fn advice(&self) -> String {
+        match (&self.program, self.memory) {
+            (None, _) => "\nThe image's own program was looked for: --program PATH brings another".to_owned(),
+            (_, memory @ ..SMALL_MEMORY) => {
+                format!("\nThe machine has {memory} MiB of memory, which are few: see --memory")
+            }
+            _ => String::new(),
         }
     }
 

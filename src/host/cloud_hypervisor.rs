@@ -1,7 +1,7 @@
 //! Machines by Cloud Hypervisor, where KVM boots a kernel.
 //!
 //! All of the machine is on its command line (`cloud-hypervisor --help`, and `docs/` of its repository). Its vsock has
-//! the same Unix sockets as Firecracker's, its devices are on PCI.
+//! the same Unix sockets as Firecracker's, its devices are on PCI. Version 51 or newer: older ones know no type of disks.
 
 use super::hardware::{GUEST_CID, Hardware, Network, StartError, Vmm, start, text};
 use super::{kvm, tools};
@@ -53,7 +53,9 @@ fn arguments(hardware: &Hardware) -> Result<Vec<String>, StartError> {
     add("--cmdline", vec![hardware.command_line("reboot=k")]);
     let disks = hardware.drives.iter().map(|drive| {
         let read_only = if drive.read_only { "on" } else { "off" };
-        Ok(format!("path={},readonly={read_only}", text(&drive.path)?))
+        // What it has to guess is raw it doesn't let the guest write the first sector of, where some file systems begin.
+        let path = text(&drive.path)?;
+        Ok(format!("path={path},readonly={read_only},image_type=raw"))
     });
     add("--disk", disks.collect::<Result<_, StartError>>()?);
     add(
@@ -93,8 +95,8 @@ mod tests {
             words[at + 1].as_str()
         };
         assert_eq!(after("--memory"), "size=128M");
-        assert_eq!(after("--disk"), "path=/root.squashfs,readonly=on");
-        assert!(words.contains(&"path=/data.ext4,readonly=off".to_owned()));
+        assert_eq!(after("--disk"), "path=/root.squashfs,readonly=on,image_type=raw");
+        assert!(words.contains(&"path=/data.ext4,readonly=off,image_type=raw".to_owned()));
         assert_eq!(after("--vsock"), "cid=3,socket=/run/m/v");
         assert!(after("--cmdline").ends_with(" polyinit.log=debug"));
         let networked = Hardware {

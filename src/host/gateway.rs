@@ -4,9 +4,12 @@
 //! client --HTTP--> intake::http -> [`handler`] -> link --vsock--> guest
 //! ```
 
-use std::sync::Arc;
+use std::io::Cursor;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, VARY};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -14,6 +17,7 @@ use percent_encoding::percent_decode_str;
 use super::link::{Error as LinkError, Link};
 use crate::event::{Body, Event, Failure, FailureKind, Input, Reply};
 use crate::intake::Handler;
+use crate::program::archive;
 use crate::wire::{EventAnswer, HttpAnswer, HttpScope, Scope};
 
 /// What is sent here with POST becomes a network message for the guest, its body the message's JSON text. On the
@@ -38,17 +42,41 @@ impl Default for Limits {
     }
 }
 
-/// Hands each event of an intake to the guest behind `link`.
-pub fn handler(link: Link, limits: Limits) -> Handler {
-    Arc::new(move |event| Box::pin(hand_over(link.clone(), event, limits)))
+/// Where what programs leave in /data is put, one answer's after the other's.
+pub struct Output(Mutex<PathBuf>);
+
+impl Output {
+    /// In `folder`, which is made when it is needed.
+    pub fn to(folder: PathBuf) -> Self {
+        Self(Mutex::new(folder))
+    }
+
+    fn put(&self, zip: Bytes) {
+        let folder = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match archive::unzip(Cursor::new(zip), &folder) {
+            Ok(()) => tracing::info!("what the program has left in /data is in {}", folder.display()),
+            Err(error) => tracing::warn!("what the program has left in /data can't be unpacked: {error}"),
+        }
+    }
 }
 
-async fn hand_over(link: Link, event: Event, limits: Limits) -> Result<Reply, Failure> {
+/// Hands each event of an intake to the guest behind `link`, and to `output` what comes back beside the reply.
+pub fn handler(link: Link, limits: Limits, output: Option<Output>) -> Handler {
+    let output = output.map(Arc::new);
+    Arc::new(move |event| Box::pin(hand_over(link.clone(), event, limits, output.clone())))
+}
+
+async fn hand_over(link: Link, event: Event, limits: Limits, output: Option<Arc<Output>>) -> Result<Reply, Failure> {
     let scope = match event.input {
         Input::Message(message) => Scope::Message(message.body),
         Input::Http(request) => scope_of(request, limits.body).await?,
     };
-    match link.event(&scope, limits.event).await.map_err(failure_of)? {
+    let (answer, data) = link.event(&scope, limits.event).await.map_err(failure_of)?;
+    if let (Some(output), false) = (output, data.is_empty()) {
+        // Before the reply: whoever has that finds the data.
+        let _ = tokio::task::spawn_blocking(move || output.put(data)).await;
+    }
+    match answer {
         EventAnswer::Http(answer) => Ok(Reply::Http(response_of(answer)?)),
         EventAnswer::Value(value) => Ok(Reply::Value(value)),
         EventAnswer::Failure { error, traceback } => Ok(Reply::Http(traceback_response(error, traceback))),

@@ -32,8 +32,8 @@ pub enum Error {
     #[error(
         "no kernel found: pass --kernel FILE, or set {VARIABLE}; looked in {}. tests/host/get-vm of polyinit's repository \
          fetches one; so do, on Debian 12, for amd64:\n  \
-         mkdir -p {first} && cd {first}\n  \
-         apt-get download $(apt-cache depends linux-image-cloud-amd64 | grep -o 'linux-image-[0-9].*')\n  \
+         mkdir -p {first} && cd {first} &&\n  \
+         apt-get download $(apt-cache depends linux-image-cloud-amd64 | grep -o 'linux-image-[0-9].*') &&\n  \
          dpkg-deb -x linux-image-*.deb .",
         folders(searched),
         first = searched.first().map(|folder| folder.display().to_string()).unwrap_or_default()

@@ -12,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -150,11 +151,12 @@ impl Link {
         within(CONFIGURE_DEADLINE, ACT, exchange).await
     }
 
-    /// Hands over one event and waits for the answer, for `patience` at most.
+    /// Hands over one event and waits for the answer, and for what the program has left in /data (a zip, or nothing), for
+    /// `patience` at most.
     ///
     /// # Errors
     /// Those of the connection. A program's failure is an answer.
-    pub async fn event(&self, scope: &Scope, patience: Duration) -> Result<EventAnswer, Error> {
+    pub async fn event(&self, scope: &Scope, patience: Duration) -> Result<(EventAnswer, Bytes), Error> {
         const ACT: &str = "an event";
         let message = scope.encode().map_err(|source| Error::Encode { act: ACT, source })?;
         let exchange = async {
@@ -163,7 +165,7 @@ impl Link {
             if answer.is_empty() {
                 return Err(Error::Silent { act: ACT });
             }
-            EventAnswer::decode(&answer).map_err(|source| Error::Answer { act: ACT, source })
+            EventAnswer::decode_with_data(&answer).map_err(|source| Error::Answer { act: ACT, source })
         };
         within(patience, ACT, exchange).await
     }

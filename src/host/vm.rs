@@ -15,6 +15,7 @@ use super::cloud_hypervisor;
 use super::firecracker;
 use super::guest_api;
 use super::hardware::{Drive, Forward, Hardware, Network, StartError, Vmm, said};
+use super::initramfs::Next;
 use super::kernel::Kernel;
 use super::link::{self, Link, Ready};
 use super::qemu::{self, Accelerator};
@@ -42,7 +43,7 @@ const MODULES: [&str; 4] = ["virtio_mmio", "virtio_blk", "overlay", "vmw_vsock_v
 /// A machine to boot.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The root file system: a squashfs, or an ext4.
+    /// The root file system: a squashfs, an erofs, an ext4, or an initramfs.
     pub image: PathBuf,
     pub kernel: Kernel,
     /// In MiB.
@@ -106,10 +107,15 @@ pub enum Error {
     #[error("can't read the image {}: {source}", path.display())]
     ReadImage { path: PathBuf, source: io::Error },
     #[error(
-        "{} is no image of a root file system: it holds none of {}; `polyinit image build` makes one",
+        "{} is no image of a root file system: it holds none of {}, and is no initramfs; `polyinit image build` makes one",
         path.display(), superblock::known()
     )]
     NoImage { path: PathBuf },
+    #[error(
+        "{} is unpacked to the machine's memory, and {memory} MiB are too few for it: --memory {needed} or more",
+        path.display()
+    )]
+    NoRoom { path: PathBuf, memory: u32, needed: u64 },
     #[error("can't make a temporary folder: {0}")]
     Folder(#[source] io::Error),
     #[error(transparent)]
@@ -124,13 +130,31 @@ pub enum Error {
     GuestApi { socket: PathBuf, source: io::Error },
     #[error("can't tell what became of the machine: {0}")]
     Wait(#[source] io::Error),
-    #[error("{kind}: it {exit} before the machine was ready{}", said(words))]
+    #[error("{kind}: it {exit} before the machine was ready{}{}", of_memory(words), said(words))]
     Ended { kind: Kind, exit: String, words: String },
     #[error(
-        "the machine was not ready within {} s: is /sbin/init of the image a polyinit?{}",
-        after.as_secs(), said(words)
+        "the machine was not ready within {} s: is /sbin/init of the image a polyinit{}?{}",
+        after.as_secs(), of_kvm(*kind), said(words)
     )]
-    NotReady { after: Duration, words: String },
+    NotReady { kind: Kind, after: Duration, words: String },
+}
+
+/// What a kernel that has too little memory calls it.
+fn of_memory(words: &str) -> &'static str {
+    match words.contains("deadlocked on memory") || words.contains("Out of memory") {
+        true => ", for want of memory (--memory)",
+        false => "",
+    }
+}
+
+/// What may be wrong besides, with a machine that emulation would do without.
+fn of_kvm(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Qemu(_) => "",
+        Kind::Firecracker | Kind::CloudHypervisor => {
+            ", and does this host's KVM boot a kernel (--vmm qemu does without)"
+        }
+    }
 }
 
 impl Vm {
@@ -140,7 +164,7 @@ impl Vm {
     /// # Errors
     /// [`Error`], with the machine's last words where it had any.
     pub async fn boot(settings: &Settings, tell: impl Fn(Attempt<'_>)) -> Result<Self, Error> {
-        let filesystem = filesystem_of(&settings.image)?;
+        let root = root_of(&settings.image)?;
         let mut kinds = kinds(settings).into_iter().peekable();
         loop {
             // There is always a last one, which returns.
@@ -151,7 +175,7 @@ impl Vm {
                 _ if kinds.peek().is_some() => TRIAL_DEADLINE,
                 _ => READY_DEADLINE,
             };
-            match (Self::attempt(settings, filesystem, kind, patience).await, kinds.peek()) {
+            match (Self::attempt(settings, root, kind, patience).await, kinds.peek()) {
                 (Err(error), Some(_)) => {
                     if matches!(error, Error::Ended { .. } | Error::NotReady { .. }) {
                         kvm::note_failure();
@@ -163,17 +187,12 @@ impl Vm {
         }
     }
 
-    async fn attempt(
-        settings: &Settings,
-        filesystem: &'static str,
-        kind: Kind,
-        patience: Duration,
-    ) -> Result<Self, Error> {
+    async fn attempt(settings: &Settings, root: Root, kind: Kind, patience: Duration) -> Result<Self, Error> {
         let folder = tempfile::Builder::new()
             .prefix("polyinit-vm-")
             .tempdir()
             .map_err(Error::Folder)?;
-        let hardware = assemble(settings, filesystem, kind, folder.path())?;
+        let hardware = assemble(settings, root, kind, folder.path())?;
         let ready = Ready::bind(&hardware.vsock_of_host(PORT))?;
         let guest_api = offer_guest_api(&hardware, settings.guest_api.clone())?;
         let mut vm = {
@@ -204,7 +223,11 @@ impl Vm {
             Ok(version) => tracing::debug!("ready, with version {} of the protocol", version?),
             Err(_) => {
                 let words = vm.vmm.last_words().await;
-                return Err(Error::NotReady { after: patience, words });
+                return Err(Error::NotReady {
+                    kind,
+                    after: patience,
+                    words,
+                });
             }
         }
         vm.ready_after += began.elapsed();
@@ -273,9 +296,19 @@ fn kinds(settings: &Settings) -> Vec<Kind> {
     }
 }
 
-fn assemble(settings: &Settings, filesystem: &'static str, kind: Kind, folder: &Path) -> Result<Hardware, Error> {
+/// What an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Root {
+    /// A file system, as mount(2) names it.
+    Drive(&'static str),
+    Initramfs,
+}
+
+fn assemble(settings: &Settings, root: Root, kind: Kind, folder: &Path) -> Result<Hardware, Error> {
     let mut wanted = MODULES.to_vec();
-    wanted.push(filesystem);
+    if let Root::Drive(filesystem) = root {
+        wanted.push(filesystem);
+    }
     if kind == Kind::CloudHypervisor {
         wanted.push("virtio_pci");
     }
@@ -295,19 +328,32 @@ fn assemble(settings: &Settings, filesystem: &'static str, kind: Kind, folder: &
         Some(folder) => modules::in_load_order(folder, &wanted)?,
         None => Vec::new(),
     };
-    let initramfs = match modules.is_empty() {
-        true => None,
-        false => {
+    let image = absolute(&settings.image)?;
+    if root == Root::Initramfs {
+        let length = std::fs::metadata(&image).map_or(0, |metadata| metadata.len());
+        let (path, memory, needed) = (image.clone(), settings.memory, memory_for(length));
+        if u64::from(memory) < needed {
+            return Err(Error::NoRoom { path, memory, needed });
+        }
+    }
+    let next = match root {
+        Root::Drive(filesystem) => Next::Device("/dev/vda", filesystem),
+        Root::Initramfs => Next::Image(&image),
+    };
+    let initramfs = match (modules.is_empty(), root) {
+        (true, Root::Drive(_)) => None,
+        (true, Root::Initramfs) => Some(image.clone()),
+        (false, _) => {
             let path = folder.join("initramfs");
-            initramfs::write(&path, &modules, "/dev/vda", filesystem)?;
+            initramfs::write(&path, &modules, next)?;
             Some(path)
         }
     };
-    let root = Drive {
-        path: absolute(&settings.image)?,
+    // An initramfs is a drive as well, which nobody reads, so that those after it have the same names with every image.
+    let mut drives = vec![Drive {
+        path: image,
         read_only: true,
-    };
-    let mut drives = vec![root];
+    }];
     for drive in &settings.drives {
         drives.push(Drive {
             path: absolute(&drive.path)?,
@@ -327,6 +373,14 @@ fn assemble(settings: &Settings, filesystem: &'static str, kind: Kind, folder: &
     })
 }
 
+/// The memory in MiB without which a kernel can't unpack an initramfs of `length` bytes: as long as it does, it has that
+/// twice, and the file system that it unpacks to is not larger than half of what is left beside the packed one.
+fn memory_for(length: u64) -> u64 {
+    /// What a distribution's kernel takes for itself.
+    const KERNEL: u64 = 48;
+    length.div_ceil(1 << 20) * 3 + KERNEL
+}
+
 /// VMMs run in another directory.
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
     std::path::absolute(path).map_err(|source| Error::ReadImage {
@@ -341,8 +395,7 @@ fn offer_guest_api(hardware: &Hardware, api: Option<PathBuf>) -> Result<AbortHan
     Ok(tokio::spawn(guest_api::serve(listener, api)).abort_handle())
 }
 
-/// What the image is, as mount(2) names it.
-fn filesystem_of(image: &Path) -> Result<&'static str, Error> {
+fn root_of(image: &Path) -> Result<Root, Error> {
     let read = |source| Error::ReadImage {
         path: image.to_owned(),
         source,
@@ -352,8 +405,11 @@ fn filesystem_of(image: &Path) -> Result<&'static str, Error> {
     if !file.metadata().map_err(read)?.is_file() {
         return Err(no_image());
     }
-    let found = superblock::recognise(&file).map_err(read)?;
-    found.map(|file_system| file_system.name).ok_or_else(no_image)
+    match superblock::recognise(&file).map_err(read)? {
+        Some(file_system) => Ok(Root::Drive(file_system.name)),
+        None if initramfs::is_one(&file).map_err(read)? => Ok(Root::Initramfs),
+        None => Err(no_image()),
+    }
 }
 
 impl fmt::Display for Kind {
@@ -375,20 +431,18 @@ mod tests {
     fn tells_images_by_their_magic() {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("image");
-        let filesystem = |content: &[u8]| {
+        let root = |content: &[u8]| {
             std::fs::write(&image, content).unwrap();
-            filesystem_of(&image).map_err(|error| error.to_string())
+            root_of(&image).map_err(|error| error.to_string())
         };
-        assert_eq!(filesystem(b"hsqs and more").unwrap(), "squashfs");
+        assert_eq!(root(b"hsqs and more").unwrap(), Root::Drive("squashfs"));
+        assert_eq!(root(b"070701 and more").unwrap(), Root::Initramfs);
         let mut ext4 = vec![0; 4096];
         ext4[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
-        assert_eq!(filesystem(&ext4).unwrap(), "ext4");
-        assert!(
-            filesystem(b"hello")
-                .unwrap_err()
-                .contains("no image of a root file system")
-        );
-        assert!(filesystem(b"").unwrap_err().contains("no image of a root file system"));
-        assert!(matches!(filesystem_of(folder.path()), Err(Error::NoImage { .. })));
+        assert_eq!(root(&ext4).unwrap(), Root::Drive("ext4"));
+        for none in [&b"hello"[..], b""] {
+            assert!(root(none).unwrap_err().contains("no image of a root file system"));
+        }
+        assert!(matches!(root_of(folder.path()), Err(Error::NoImage { .. })));
     }
 }

@@ -182,7 +182,15 @@ impl Guest {
             }),
             packages: self.settings.packages.clone(),
         };
-        Ok(program::find(&root, &hint)?)
+        let mut program = program::find(&root, &hint)?;
+        // Its folder has a name of ours, which says nothing to whoever brought it.
+        let of_folder = root.file_name().map(|name| name.to_string_lossy());
+        for component in &mut program.components {
+            if of_folder.as_deref() == Some(&component.name) {
+                component.name = "program".to_owned();
+            }
+        }
+        Ok(program)
     }
 
     /// The environment that the image gives, and that programs and the network's SDK rely on.

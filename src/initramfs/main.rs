@@ -24,7 +24,7 @@ use std::ptr::null;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use plan::{PLAN, Plan};
+use plan::{PLAN, Plan, Root};
 
 /// What PID 1 is in the real root file system.
 const NEXT: &str = "/sbin/init";
@@ -94,15 +94,16 @@ fn go() -> Result<Infallible, Failure> {
             module.display()
         )))?;
     }
-    wait_for(&plan.device)?;
-    make_directory(NEW_ROOT)?;
-    let device = text_of(&plan.device)?;
-    mount_at(&device, c"/new-root", Some(&plan.filesystem), MS_RDONLY).map_err(failed(format!(
-        "mounting {} as {}",
-        plan.device.display(),
-        plan.filesystem
-    )))?;
-    switch_root(&plan).map_err(failed("making the mounted file system the root"))?;
+    match &plan.root {
+        Root::Device { device, filesystem } => {
+            wait_for(device)?;
+            make_directory(NEW_ROOT)?;
+            mount_at(&text_of(device)?, c"/new-root", Some(filesystem), MS_RDONLY)
+                .map_err(failed(format!("mounting {} as {filesystem}", device.display())))?;
+            switch_root(&plan).map_err(failed("making the mounted file system the root"))?;
+        }
+        Root::Here => remove_files(&plan),
+    }
     // As a kernel says that mounts the root itself: whoever measures can tell the image's part of the boot from ours.
     eprintln!("Run {NEXT} as init process");
     let error = Command::new(NEXT).exec();
@@ -173,12 +174,16 @@ fn switch_root(plan: &Plan) -> io::Result<()> {
         // SAFETY: a C string that lives until the call is over.
         checked(unsafe { umount2(c"/dev".as_ptr(), MNT_DETACH) })?;
     }
-    for file in plan.modules.iter().map(|module| module.as_path()).chain([Path::new(PLAN), Path::new("/init")]) {
-        // What can't be removed costs memory, nothing else.
-        let _ = fs::remove_file(file);
-    }
+    remove_files(plan);
     std::env::set_current_dir(NEW_ROOT)?;
     mount_at(c".", c"/", None, MS_MOVE)?;
     std::os::unix::fs::chroot(".")?;
     std::env::set_current_dir("/")
+}
+
+/// Gives back the memory of what has done its work: what can't be removed costs it, nothing else.
+fn remove_files(plan: &Plan) {
+    for file in plan.modules.iter().map(|module| module.as_path()).chain([Path::new(PLAN), Path::new("/init")]) {
+        let _ = fs::remove_file(file);
+    }
 }

@@ -7,15 +7,25 @@ use std::str::FromStr;
 /// Where the initramfs keeps its [`Plan`].
 pub const PLAN: &str = "/boot.plan";
 
-/// What is to be done, in the order of its lines: `module FILE` for each, then `root DEVICE FILESYSTEM`.
+/// What is to be done, in the order of its lines: `module FILE` for each, then `root DEVICE FILESYSTEM` or `stay`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// Absolute paths, each after what it depends on.
     pub modules: Vec<PathBuf>,
-    /// Below /dev: `/dev/vda`.
-    pub device: PathBuf,
-    /// As mount(2) names it: `squashfs`.
-    pub filesystem: String,
+    pub root: Root,
+}
+
+/// Where the root file system is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    Device {
+        /// Below /dev: `/dev/vda`.
+        device: PathBuf,
+        /// As mount(2) names it: `squashfs`.
+        filesystem: String,
+    },
+    /// In memory already, unpacked by the kernel as the rest of the initramfs.
+    Here,
 }
 
 /// Why a text is no plan.
@@ -32,9 +42,9 @@ impl fmt::Display for PlanError {
         match self {
             Self::Line(line) => write!(
                 f,
-                "line {line:?} of {PLAN} is neither `module FILE` nor `root DEVICE FILESYSTEM`"
+                "line {line:?} of {PLAN} is none of `module FILE`, `root DEVICE FILESYSTEM` and `stay`"
             ),
-            Self::NoRoot => write!(f, "{PLAN} has no line `root DEVICE FILESYSTEM`"),
+            Self::NoRoot => write!(f, "{PLAN} has no line `root DEVICE FILESYSTEM`, nor `stay`"),
         }
     }
 }
@@ -48,16 +58,16 @@ impl FromStr for Plan {
         for line in text.lines() {
             match line.split(' ').collect::<Vec<_>>()[..] {
                 ["module", file] => modules.push(file.into()),
-                ["root", device, filesystem] => root = Some((device.into(), filesystem.to_owned())),
+                ["root", device, filesystem] => {
+                    let (device, filesystem) = (device.into(), filesystem.to_owned());
+                    root = Some(Root::Device { device, filesystem });
+                }
+                ["stay"] => root = Some(Root::Here),
                 _ => return Err(PlanError::Line(line.to_owned())),
             }
         }
-        let (device, filesystem) = root.ok_or(PlanError::NoRoot)?;
-        Ok(Self {
-            modules,
-            device,
-            filesystem,
-        })
+        let root = root.ok_or(PlanError::NoRoot)?;
+        Ok(Self { modules, root })
     }
 }
 
@@ -66,7 +76,10 @@ impl fmt::Display for Plan {
         for module in &self.modules {
             writeln!(f, "module {}", module.display())?;
         }
-        writeln!(f, "root {} {}", self.device.display(), self.filesystem)
+        match &self.root {
+            Root::Device { device, filesystem } => writeln!(f, "root {} {filesystem}", device.display()),
+            Root::Here => writeln!(f, "stay"),
+        }
     }
 }
 
@@ -76,12 +89,15 @@ mod tests {
 
     #[test]
     fn a_plan_reads_back_as_written() {
-        let plan = Plan {
-            modules: vec!["/modules/virtio.ko".into(), "/modules/virtio_blk.ko".into()],
+        let drive = Root::Device {
             device: "/dev/vda".into(),
             filesystem: "squashfs".into(),
         };
-        assert_eq!(plan.to_string().parse::<Plan>().unwrap(), plan);
+        for root in [drive, Root::Here] {
+            let modules = vec!["/modules/virtio.ko".into(), "/modules/virtio_blk.ko".into()];
+            let plan = Plan { modules, root };
+            assert_eq!(plan.to_string().parse::<Plan>().unwrap(), plan);
+        }
     }
 
     #[test]

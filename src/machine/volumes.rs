@@ -152,6 +152,9 @@ impl Attempt {
     fn wait_for_device(&self, patience: Duration) -> Result<(), VolumeError> {
         let deadline = Instant::now() + patience;
         let (device, point) = self.names();
+        if !self.device.exists() {
+            tracing::info!("volume {device} on {point}: its device is not there yet");
+        }
         loop {
             match fs::metadata(&self.device) {
                 Ok(found) if found.file_type().is_block_device() => return Ok(()),

@@ -131,11 +131,21 @@ impl EventAnswer {
     /// # Errors
     /// Where the map is not as the protocol has it.
     pub fn decode(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
+        Self::decode_with_data(bytes).map(|(answer, _)| answer)
+    }
+
+    /// Decodes what a guest answered, and the zip of what the program has left in /data, which is empty if nothing there has
+    /// changed.
+    ///
+    /// # Errors
+    /// Where the map is not as the protocol has it.
+    pub fn decode_with_data(bytes: &[u8]) -> Result<(Self, Bytes), rmp_serde::decode::Error> {
         let raw: Raw = rmp_serde::from_slice(bytes)?;
+        let data = Bytes::from(raw.output_data.unwrap_or_default().into_vec());
         let body = raw.body.and_then(|body| body.body).unwrap_or_default();
         let body = Bytes::from(body.into_vec());
         let start = raw.headers.and_then(|start| Some((start.status?, start.headers)));
-        Ok(match (raw.traceback, start) {
+        let answer = match (raw.traceback, start) {
             (Some(traceback), _) => Self::Failure {
                 error: raw.error.unwrap_or_default(),
                 traceback,
@@ -149,7 +159,8 @@ impl EventAnswer {
                 body,
             }),
             (None, None) => Self::Value(body),
-        })
+        };
+        Ok((answer, data))
     }
 
     fn body_length(&self) -> usize {
@@ -173,6 +184,8 @@ struct Raw {
     error: Option<String>,
     #[serde(default)]
     traceback: Option<String>,
+    #[serde(default)]
+    output_data: Option<ByteBuf>,
 }
 
 #[derive(Deserialize)]
@@ -262,7 +275,12 @@ mod tests {
             },
         ];
         for answer in answers {
-            assert_eq!(EventAnswer::decode(&answer.encode(b"zip")).unwrap(), answer);
+            let data = match answer {
+                EventAnswer::Failure { .. } => "",
+                _ => "zip",
+            };
+            let decoded = EventAnswer::decode_with_data(&answer.encode(b"zip")).unwrap();
+            assert_eq!(decoded, (answer, data.into()));
         }
     }
 

@@ -1,13 +1,17 @@
 //! An image in a real machine, with real vsock, and its program on a port of this host.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::qemu::Monitor;
 use super::{PATIENCE, Response, Running, get};
 
 /// The image that `make images` builds of a recipe.
@@ -32,6 +36,26 @@ pub fn build(recipe: &Path, image: &Path) -> PathBuf {
 /// One with nothing but init in it.
 pub fn build_smallest(image: &Path) -> PathBuf {
     build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("runtimes/wasm"), image)
+}
+
+/// A disk image of `megabytes` with the file system that `tool` makes.
+pub fn disk(folder: &Path, name: &str, megabytes: u64, tool: &[&str]) -> PathBuf {
+    let path = folder.join(name);
+    File::create(&path).unwrap().set_len(megabytes << 20).unwrap();
+    let mut command = Command::new(tool[0]);
+    command
+        .args(&tool[1..])
+        .arg(&path)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    path
+}
+
+/// Breaks an ext4 so that its magic stays, and its block size (s_log_block_size of ext4.h) is none.
+pub fn break_ext4(disk: &Path) {
+    let disk = File::options().write(true).open(disk).unwrap();
+    disk.write_all_at(&[0xff; 4], 1024 + 0x18).unwrap();
 }
 
 pub struct Machine {
@@ -156,19 +180,9 @@ impl Machine {
         output
     }
 
-    /// Gives QEMU orders on its monitor (QMP), each with its arguments.
-    pub fn order(&self, orders: &[(&str, Value)]) {
-        let stream = UnixStream::connect(self.folder().join("qmp")).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-        let mut said = || lines.next().unwrap().unwrap();
-        assert!(said().contains("QMP"));
-        for (order, arguments) in [("qmp_capabilities", json!({}))].iter().chain(orders) {
-            let order = json!({"execute": order, "arguments": arguments});
-            (&stream).write_all(format!("{order}\n").as_bytes()).unwrap();
-            // Events come in between.
-            while !said().contains("\"return\"") {}
-        }
+    /// QEMU's monitor.
+    pub fn monitor(&self) -> Monitor {
+        Monitor::connect(&self.folder().join("qmp"))
     }
 
     /// The machine's own folder on this host: QEMU's process has its sockets' paths in its command line.

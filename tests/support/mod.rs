@@ -8,6 +8,8 @@ mod client;
 pub mod machine;
 mod process;
 #[cfg(all(feature = "host", feature = "image"))]
+pub mod qemu;
+#[cfg(all(feature = "host", feature = "image"))]
 pub mod ssh;
 pub mod websocket;
 

@@ -94,13 +94,15 @@ pub fn bootstrap(
     let layer = tempfile::NamedTempFile::new().map_err(DebianError::Run)?;
     archive::write(files, epoch, Folders::Empty, BufWriter::new(layer.as_file()))?;
 
+    // Its last stage: where packages are only unpacked, mmdebstrap has none after that, and passes over its hooks.
+    let stage = if debian.essential { "customize" } else { "extract" };
     let mut command = mmdebstrap::command(epoch);
     command
         .args(options(debian))
-        .args(cache.map_or(Ok(Vec::new()), cache_options)?);
-    command.arg(hook("customize", &format!("tar-in {} /", quoted_path(layer.path())?)));
+        .args(cache.map_or(Ok(Vec::new()), |cache| cache_options(cache, stage))?);
+    command.arg(hook(stage, &format!("tar-in {} /", quoted_path(layer.path())?)));
     for (number, line) in (1..).zip(&recipe.commands) {
-        command.arg(hook("customize", &in_chroot(number, line.get_ref(), recipe, epoch)));
+        command.arg(hook(stage, &in_chroot(number, line.get_ref(), recipe, epoch)));
     }
     let suite = debian.suite.get_ref();
     command.args([suite, "-"]);
@@ -162,7 +164,7 @@ fn options(debian: &Debian) -> Vec<String> {
 
 /// Takes packages from the cache and leaves new ones in it. Offline, the lists are the cache's too, so the versions
 /// are those of the run that filled it.
-fn cache_options(cache: &PackageCache) -> Result<Vec<String>, DebianError> {
+fn cache_options(cache: &PackageCache, last_stage: &str) -> Result<Vec<String>, DebianError> {
     let folder = |name| {
         let path = cache.folder.join(name);
         std::fs::create_dir_all(&path).map_err(|source| DebianError::Cache {
@@ -185,9 +187,9 @@ fn cache_options(cache: &PackageCache) -> Result<Vec<String>, DebianError> {
         options.push("--skip=update".to_owned());
         options.push("--aptopt=APT::Get::Download \"false\"".to_owned());
     } else {
-        options.push(hook("customize", &format!("sync-out {APT_PACKAGES} {packages}")));
-        options.push(hook("customize", &format!("sync-out {APT_LISTS} {lists}")));
-        options.push(hook("customize", &format!("download /etc/apt/sources.list {sources}")));
+        options.push(hook(last_stage, &format!("sync-out {APT_PACKAGES} {packages}")));
+        options.push(hook(last_stage, &format!("sync-out {APT_LISTS} {lists}")));
+        options.push(hook(last_stage, &format!("download /etc/apt/sources.list {sources}")));
     }
     Ok(options)
 }

@@ -22,6 +22,7 @@ mod watch;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
@@ -151,9 +152,10 @@ fn say(line: &str) {
 
 /// Tells of a request that was served.
 fn tell(served: &Served<'_>, form: AccessLog) {
-    let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    static COLOURED: LazyLock<bool> =
+        LazyLock::new(|| io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     access_log::explain(served);
-    if let Some(line) = access_log::line(served, form, coloured) {
+    if let Some(line) = access_log::line(served, form, *COLOURED) {
         say(&line);
     }
 }

@@ -76,6 +76,7 @@ impl ProgramArguments {
             component.environment.extend(self.environment.iter().cloned());
         }
         self.sandbox.apply(&mut program.components)?;
+        engine::make_ready(&program.components);
         report::reached("program read");
         Ok(Opened {
             program,

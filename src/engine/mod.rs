@@ -159,6 +159,12 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
     }
 }
 
+/// Begins to make what `components` will need beside themselves, while what comes before their start is done.
+pub fn make_ready(components: &[Component]) {
+    let is_wasm = |component: &&Component| component.engine == EngineKind::Wasm;
+    components.iter().filter(is_wasm).for_each(wasm::make_ready);
+}
+
 /// Starts the interpreters of this machine ahead of the program that will need one of them.
 pub fn warm_up(settings: &Settings) {
     python::warm_up(&settings.warm, settings);

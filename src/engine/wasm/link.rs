@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use wasmtime::component::{Component, Linker as ComponentLinker};
-use wasmtime::{Linker, Module, Store};
+use wasmtime::{Engine, Linker, Module, Store};
 use wasmtime_wasi::{WasiCtxBuilder, p1, p2, p3};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
@@ -200,15 +200,7 @@ fn link_component(
         return Err(missing_imports(name, &missing));
     }
     let failed = |error: wasmtime::Error| StartError::new(format!("{name} can't be linked: {error:#}"));
-    let mut linker = ComponentLinker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(failed)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(failed)?;
-    if concurrent {
-        wasmtime_wasi::p3::add_to_linker(&mut linker).map_err(failed)?;
-        wasmtime_wasi_http::p3::add_to_linker(&mut linker).map_err(failed)?;
-    }
-    sockets::add_to_linker(&mut linker, concurrent).map_err(failed)?;
-    let pre = linker.instantiate_pre(component).map_err(failed)?;
+    let pre = runtime.offered()?.instantiate_pre(component).map_err(failed)?;
     let http = if service {
         let template = ServicePre::new(pre.clone()).map_err(failed)?;
         let reuse = sandbox.reuse.map_or(SERVICE_REUSE, NonZeroU32::get);
@@ -264,6 +256,25 @@ fn link_component(
         sockets: imports.iter().any(|import| import.starts_with("wasi:sockets/")),
         description,
     })
+}
+
+/// The interfaces that components may import; `concurrent`: those of WASI 0.3 as well.
+///
+/// # Errors
+/// If they are in each other's way.
+pub(super) fn offered(engine: &Engine, concurrent: bool) -> Result<ComponentLinker<ComponentHost>, StartError> {
+    let mut linker = ComponentLinker::new(engine);
+    let mut add = || -> wasmtime::Result<()> {
+        p2::add_to_linker_async(&mut linker)?;
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+        if concurrent {
+            p3::add_to_linker(&mut linker)?;
+            wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+        }
+        sockets::add_to_linker(&mut linker, concurrent)
+    };
+    add().map_err(|error| StartError::new(format!("what components import can't be offered: {error:#}")))?;
+    Ok(linker)
 }
 
 fn nothing_to_run(name: &str, kind: &str, exports: Vec<String>) -> StartError {

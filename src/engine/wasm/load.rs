@@ -72,13 +72,17 @@ impl<'a> Source<'a> {
     /// What it takes to run it. Names of interfaces stand in a component as they are, compiled or not; a program that
     /// only mentions these somewhere runs all the same.
     pub(super) fn machinery(&self) -> Machinery {
-        let may_be = matches!(form(&self.bytes), Some(Form::Component | Form::Elf));
         let mentions = |interface: &str| memchr::memmem::find(&self.bytes, interface.as_bytes()).is_some();
-        if may_be && (mentions(SERVICE) || mentions(COMMAND)) {
+        if self.may_be_component() && (mentions(SERVICE) || mentions(COMMAND)) {
             Machinery::Concurrent
         } else {
             Machinery::Plain
         }
+    }
+
+    /// Whether it may hold a component: of machine code that is not told here.
+    pub(super) fn may_be_component(&self) -> bool {
+        matches!(form(&self.bytes), Some(Form::Component | Form::Elf))
     }
 
     /// The code in it.

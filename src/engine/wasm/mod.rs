@@ -57,6 +57,33 @@ use crate::program::limits::Size;
 use crate::program::{Component, Entrypoint};
 use crate::report::start::Start;
 
+/// Files up to this size, in bytes, are read ahead of their start to see what they need.
+const AHEAD_LIMIT: u64 = 32 << 20;
+
+/// Begins to make what `component` will need, on a thread of its own: [`start`] waits for it or, where it can't be made,
+/// says why.
+pub fn make_ready(component: &Component) {
+    let Entrypoint::File(file) = &component.entrypoint else {
+        return;
+    };
+    let path = component.root.join(file);
+    let metered = component.keys.wasm.fuel.is_some();
+    let make = move || {
+        if !path.metadata().is_ok_and(|metadata| metadata.len() <= AHEAD_LIMIT) {
+            return;
+        }
+        let Ok(source) = Source::read(&path) else { return };
+        let machinery = source.machinery();
+        if let Ok(runtime) = runtime::runtime(Kind { machinery, metered })
+            && source.may_be_component()
+        {
+            let _ = runtime.offered();
+        }
+    };
+    // Without a thread it is made when it is needed.
+    let _ = std::thread::Builder::new().name("wasm-engine".into()).spawn(make);
+}
+
 /// Compiles and links the component's Wasm file.
 ///
 /// # Errors

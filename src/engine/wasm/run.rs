@@ -75,8 +75,10 @@ impl Work {
 /// A guest at work: done when the guest is, or with the failure that ended it. Dropping it ends the guest.
 pub(super) struct Run {
     guest: Option<Work>,
-    /// What may end the guest from outside; made when it first has to wait, which most never do.
+    /// What may end the guest from outside; made when it has to wait for somebody else, which most never do.
     end: Option<End>,
+    /// It was not done at once.
+    pending: bool,
     terms: Terms,
 }
 
@@ -94,6 +96,7 @@ impl Run {
         Self {
             guest: Some(work),
             end: None,
+            pending: false,
             terms,
         }
     }
@@ -158,6 +161,11 @@ impl Future for Run {
         if let Poll::Ready(result) = polled.unwrap_or_else(|_| Poll::Ready(Err(panicked()))) {
             self.guest = None;
             return Poll::Ready(result);
+        }
+        if !std::mem::replace(&mut self.pending, true) {
+            // A guest that only waited for its own tasks is done the next time, and has no need of a timer.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         if self.end.is_none() {
             let mut end = self.terms.end();

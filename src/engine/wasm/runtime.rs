@@ -7,12 +7,15 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
+use wasmtime::component::Linker;
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
     WasmBacktraceDetails,
 };
 
+use super::host::ComponentHost;
 use super::limits::{Budget, HasLimits, TABLE_ELEMENTS};
+use super::link;
 use crate::engine::StartError;
 use crate::event::{Failure, FailureKind};
 
@@ -43,6 +46,9 @@ const KEPT_INSTANCE_SHARE: usize = 64;
 /// The Wasm side of this process.
 pub(super) struct Runtime {
     pub(super) engine: Engine,
+    machinery: Machinery,
+    /// What components may import, made when the first one is linked.
+    offered: OnceLock<Result<Linker<ComponentHost>, StartError>>,
     /// Memory of all guests together.
     pub(super) budget: &'static Budget,
     /// One permit for each linear memory that events may have at once.
@@ -103,6 +109,8 @@ impl Runtime {
             .map_err(|error| StartError::new(format!("Wasm can't be run on this machine: {error:#}")))?;
         Ok(Self {
             engine,
+            machinery: kind.machinery,
+            offered: OnceLock::new(),
             budget: &BUDGET,
             slots: Semaphore::new(slot_count as usize),
             slot_count,
@@ -111,6 +119,16 @@ impl Runtime {
             reserved: AtomicU32::new(0),
             ticker: Ticker::default(),
         })
+    }
+
+    /// What components may import, whatever they do.
+    ///
+    /// # Errors
+    /// If interfaces are in each other's way.
+    pub(super) fn offered(&self) -> Result<&Linker<ComponentHost>, StartError> {
+        let concurrent = self.machinery == Machinery::Concurrent;
+        let offered = self.offered.get_or_init(|| link::offered(&self.engine, concurrent));
+        offered.as_ref().map_err(StartError::clone)
     }
 
     /// A place for an instance with `memories` linear memories, and the ticker's promise to watch over it.

@@ -151,8 +151,11 @@ fn say(line: &str) {
 
 /// Tells of a request that was served.
 fn tell(served: &Served<'_>, form: AccessLog) {
-    let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     access_log::explain(served);
+    if form == AccessLog::Off {
+        return;
+    }
+    let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     if let Some(line) = access_log::line(served, form, coloured) {
         say(&line);
     }

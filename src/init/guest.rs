@@ -31,6 +31,10 @@ use crate::wire::{Configuration, ConfigurationAnswer, Encoding};
 const KILL_AFTER: Duration = Duration::from_millis(3000);
 const STOP_GRACE: Duration = Duration::from_millis(900);
 
+/// How long the host is given, from the start on, to have our answer and that to its first event before it is logged what
+/// was found.
+const FIRST_EVENT: Duration = Duration::from_millis(20);
+
 /// How long after the start interpreters are kept that were started ahead, and that the program turned out not to need.
 const SPARE_INTERPRETERS: Duration = Duration::from_secs(1);
 
@@ -116,20 +120,20 @@ impl Guest {
             let settings = settings.clone();
             async move {
                 let engine = engine::start(&component, &settings).await?;
-                tracing::info!(
-                    "{}: {}, {} → {}",
-                    component.name,
-                    component.why,
-                    engine.describe(),
-                    component.engine
-                );
                 Ok::<_, StartError>(Running { component, engine })
             }
         });
         let router = futures_util::future::try_join_all(started).await?;
+        let found: Vec<_> = router.iter().map(found).collect();
+        let age = report::age();
         tokio::spawn(async move {
             // The host waits for our answer, and sends the first event right after it: what neither needs can wait. Nor is
             // a console quick.
+            tokio::time::sleep(FIRST_EVENT).await;
+            for line in found {
+                tracing::info!("{line}");
+            }
+            tracing::info!("configured after {:.1} ms", age.as_secs_f64() * 1e3);
             tokio::time::sleep(SPARE_INTERPRETERS).await;
             for (component, start) in report::start::starts() {
                 tracing::info!("{component}: {start}");
@@ -217,6 +221,18 @@ impl Guest {
     }
 }
 
+/// What a component turned out to be, for the log.
+fn found(running: &Running) -> String {
+    let Running { component, engine } = running;
+    format!(
+        "{}: {}, {} → {}",
+        component.name,
+        component.why,
+        engine.describe(),
+        component.engine
+    )
+}
+
 /// Writes a program that is one file, and says what its entrypoint is then.
 ///
 /// For a Python program the protocol's entrypoint is a variable in it; for an executable, the file's name. What the
@@ -262,7 +278,7 @@ impl aleph::Guest for Guest {
         match outcome {
             Ok(router) => {
                 *state = State::Running(router);
-                report::stage("configured");
+                report::reached("configured");
                 ConfigurationAnswer::Success
             }
             Err(error) => {

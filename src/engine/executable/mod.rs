@@ -93,7 +93,7 @@ impl Engine for Executable {
         Box::pin(async move {
             match event.input {
                 Input::Http(request) => shared.request(request, &event.context).await.map(Reply::Http),
-                Input::Message(message) => shared.message(message, &event.context).await,
+                Input::Message(message) => Box::pin(shared.message(message, &event.context)).await,
             }
         })
     }
@@ -123,6 +123,12 @@ impl Shared {
             Err(failed) => failed,
         };
         drop(run);
+        // In a box, as all that few requests come to: what each needs is small then, and is moved less.
+        Box::pin(self.again(error, ended)).await
+    }
+
+    /// Another run is given the request that one could not answer, where that may be.
+    async fn again(&self, error: SendError, ended: Option<Ended>) -> Result<Response<Body>, Failure> {
         match (error, ended) {
             // It ended before it could be given this event, which the next run can take; or it may be given it twice.
             (SendError::Connect { request, .. } | SendError::NoReply(Some(request)), Some(ended)) => {

@@ -115,7 +115,7 @@ impl Upstream {
         let sending = async {
             match client {
                 None => self.send_unhurried(request).await,
-                Some(client) => self.send_upgrade(request, client).await,
+                Some(client) => Box::pin(self.send_upgrade(request, client)).await,
             }
         };
         match tokio::time::timeout(self.timeout, sending).await {
@@ -174,6 +174,17 @@ impl Upstream {
                 },
             }
         }
+        // In a box: nearly all requests go over a connection that was used before, and are moved with less then.
+        Box::pin(self.send_first(request, spare, is_again)).await
+    }
+
+    /// On a new connection. `is_again`: one that was used before was closed instead of an answer.
+    async fn send_first(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        spare: Option<Request<Body>>,
+        is_again: bool,
+    ) -> Result<Response<Body>, SendError> {
         let _unanswered = self.queue.as_ref().map(Unanswered::new);
         let mut connection = match self.open().await {
             Ok(connection) => connection,

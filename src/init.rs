@@ -177,7 +177,7 @@ async fn live_in_machine(options: MachineOptions) -> io::Result<()> {
     for address in options.http {
         tokio::spawn(serve_http(address, intake.handler(), around.clone()));
     }
-    live(Listener::vsock(listener)?, ready, intake, &settings).await
+    live(Listener::Vsock(listener), ready, intake, &settings).await
 }
 
 /// Serves the program by HTTP as well, for as long as the machine lives. What its manifest asks for around requests is done
@@ -268,7 +268,10 @@ pub async fn live_in_folder(options: Options) -> io::Result<()> {
     let _ = std::fs::remove_file(&options.socket);
     let listener = UnixListener::bind(&options.socket)
         .map_err(|error| io::Error::other(format!("can't listen on {}: {error}", options.socket.display())))?;
-    let listener = Listener::unix(listener, wire::PORT)?;
+    let listener = Listener::Unix {
+        listener,
+        port: wire::PORT,
+    };
     let ready = async {
         match UnixStream::connect(&ready_socket).await {
             Ok(mut stream) => say_ready(&mut stream).await,

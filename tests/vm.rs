@@ -206,6 +206,22 @@ async fn a_program_without_a_name_of_its_own_is_called_one() {
     guest.has_ended();
 }
 
+#[tokio::test]
+async fn a_component_that_is_called_as_its_folder_keeps_its_name() {
+    let guest = Guest::start(&[]).await;
+    let link = Link::new(guest.socket());
+    let manifest = "[components.code]\nsource = \"run.sh\"\nengine = \"executable\"\n";
+    let folder = crate::support::folder_with("polyinit.toml", manifest);
+    let script = "#!/bin/sh\nexec python3 -m http.server \"$PORT\" --bind 127.0.0.1\n";
+    std::fs::write(folder.path().join("run.sh"), script).unwrap();
+    let configuration = configuration_for(folder.path(), "executable", "");
+    let answer = link.configure(&configuration).await.unwrap();
+    assert_eq!(answer, ConfigurationAnswer::Success);
+    guest.wait_for("code: ");
+    link.halt().await.unwrap();
+    guest.has_ended();
+}
+
 /// What is said of a machine that can't be, at once and without one.
 fn refused(arguments: &[&str]) -> String {
     let (status, output) = Running::start(arguments).end();

@@ -185,16 +185,10 @@ impl Guest {
                 Interface::Asgi
             }),
             packages: self.settings.packages.clone(),
+            // Its folder's name is ours.
+            name: Some("program".to_owned()),
         };
-        let mut program = program::find(&root, &hint)?;
-        // Its folder has a name of ours, which says nothing to whoever brought it.
-        let of_folder = root.file_name().map(|name| name.to_string_lossy());
-        for component in &mut program.components {
-            if of_folder.as_deref() == Some(&component.name) {
-                component.name = "program".to_owned();
-            }
-        }
-        Ok(program)
+        Ok(program::find(&root, &hint)?)
     }
 
     /// The environment that the image gives, and that programs and the network's SDK rely on.

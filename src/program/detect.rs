@@ -339,9 +339,12 @@ impl Finder<'_> {
             Entrypoint::File(file) => file.file_stem(),
             Entrypoint::Module { .. } => None,
         };
-        let name = stem
-            .or(self.root.file_name())
-            .map(|name| name.to_string_lossy().into_owned());
+        let name = match (stem, &self.hint.name) {
+            (None, Some(name)) => Some(name.clone()),
+            (stem, _) => stem
+                .or(self.root.file_name())
+                .map(|name| name.to_string_lossy().into_owned()),
+        };
         let name = name.unwrap_or_else(|| "program".to_owned());
         Component {
             why,

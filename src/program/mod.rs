@@ -132,6 +132,8 @@ pub struct Hint {
     pub interface: Option<Interface>,
     /// Where Python modules may be beside the program's own folder.
     pub packages: Vec<PathBuf>,
+    /// What a program is called that has no name of its own, where its folder's says nothing to whoever brought it.
+    pub name: Option<String>,
 }
 
 /// All that a host of today can say.

@@ -60,28 +60,40 @@ use crate::report::start::Start;
 /// Files up to this size, in bytes, are read ahead of their start to see what they need.
 const AHEAD_LIMIT: u64 = 32 << 20;
 
-/// Begins to make what `component` will need, on a thread of its own: [`start`] waits for it or, where it can't be made,
+/// Begins to make what `components` will need, on a thread of its own: [`start`] waits for it or, where it can't be made,
 /// says why.
-pub fn make_ready(component: &Component) {
-    let Entrypoint::File(file) = &component.entrypoint else {
+pub fn make_ready<'a>(components: impl Iterator<Item = &'a Component>) {
+    let files: Vec<_> = components
+        .filter_map(|component| match &component.entrypoint {
+            Entrypoint::File(file) => Some((component.root.join(file), component.keys.wasm.fuel.is_some())),
+            Entrypoint::Module { .. } => None,
+        })
+        .collect();
+    if files.is_empty() {
         return;
-    };
-    let path = component.root.join(file);
-    let metered = component.keys.wasm.fuel.is_some();
+    }
+    // One after another: never more than one file is held for this.
     let make = move || {
-        if !path.metadata().is_ok_and(|metadata| metadata.len() <= AHEAD_LIMIT) {
-            return;
-        }
-        let Ok(source) = Source::read(&path) else { return };
-        let machinery = source.machinery();
-        if let Ok(runtime) = runtime::runtime(Kind { machinery, metered })
-            && source.may_be_component()
-        {
-            let _ = runtime.offered();
+        for (path, metered) in files {
+            make_for(&path, metered);
         }
     };
     // Without a thread it is made when it is needed.
     let _ = std::thread::Builder::new().name("wasm-engine".into()).spawn(make);
+}
+
+/// Makes what the file at `path` needs, once for all files that need the same.
+fn make_for(path: &Path, metered: bool) {
+    if !path.metadata().is_ok_and(|metadata| metadata.len() <= AHEAD_LIMIT) {
+        return;
+    }
+    let Ok(source) = Source::read(path) else { return };
+    let machinery = source.machinery();
+    if let Ok(runtime) = runtime::runtime(Kind { machinery, metered })
+        && source.may_be_component()
+    {
+        let _ = runtime.offered();
+    }
 }
 
 /// Compiles and links the component's Wasm file.

@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod executable;
 pub mod files;
 pub mod keeper;
+pub mod listen;
 mod loopback;
 pub mod node;
 pub mod output;
@@ -162,7 +163,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
 /// Begins to make what `components` will need beside themselves, while what comes before their start is done.
 pub fn make_ready(components: &[Component]) {
     let is_wasm = |component: &&Component| component.engine == EngineKind::Wasm;
-    components.iter().filter(is_wasm).for_each(wasm::make_ready);
+    wasm::make_ready(components.iter().filter(is_wasm));
 }
 
 /// Starts the interpreters of this machine ahead of the program that will need one of them.

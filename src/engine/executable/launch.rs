@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use tokio::time::Instant;
 
-use super::listen::{self, Listener};
+use crate::engine::listen::{self, Listener};
 use crate::engine::process::{self, Confinement, Launch, Process};
 use crate::engine::{Settings, StartError};
 use crate::program::{Component, Entrypoint};

@@ -18,7 +18,6 @@ mod expect;
 mod fleet;
 mod head;
 mod launch;
-pub mod listen;
 mod reply;
 mod supervise;
 #[cfg(test)]

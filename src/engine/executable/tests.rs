@@ -11,6 +11,7 @@ use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, StreamBody};
 
 use super::*;
+use crate::engine::listen;
 use crate::engine::testing::{SECONDS, text, until};
 use crate::event::BodyError;
 use crate::program::{EngineKind, Entrypoint};

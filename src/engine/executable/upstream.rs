@@ -17,9 +17,9 @@ use hyper::upgrade::OnUpgrade;
 
 use super::connection::Connection;
 use super::head;
-use super::listen::{self, Listener};
 use super::reply::ReplyBody;
 use super::upgrade;
+use crate::engine::listen::{self, Listener};
 use crate::event::{Body, BodyError};
 
 /// Servers close connections that nobody uses, the common ones after 2 to 75 s. We close first, so that a request

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Language;
 use super::frame::Kind;
 use super::warm::Interpreter;
-use crate::engine::executable::listen;
+use crate::engine::listen;
 use crate::engine::process::Process;
 use crate::engine::{Settings, StartError};
 use crate::program::Component;

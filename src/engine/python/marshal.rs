@@ -5,6 +5,7 @@
 //! back. Format: CPython's `Python/marshal.c`.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde_json::Value;
 
 pub fn none(out: &mut BytesMut) {
     out.put_u8(b'N');
@@ -30,6 +31,45 @@ pub fn text(out: &mut BytesMut, value: &str) {
         out.put_u32_le(value.len() as u32);
     }
     out.put_slice(value.as_bytes());
+}
+
+/// What JSON has, which Python reads in a tenth of the time in this form.
+pub fn value(out: &mut BytesMut, value: &Value) {
+    match value {
+        Value::Null => none(out),
+        Value::Bool(value) => out.put_u8(if *value { b'T' } else { b'F' }),
+        Value::Number(value) => match value.as_u64() {
+            Some(value) => whole(out, value),
+            None => {
+                out.put_u8(b'g');
+                out.put_f64_le(value.as_f64().unwrap_or(f64::NAN));
+            }
+        },
+        Value::String(value) => text(out, value),
+        Value::Array(values) => {
+            list(out, values.len());
+            values.iter().for_each(|element| self::value(out, element));
+        }
+        Value::Object(pairs) => {
+            out.put_u8(b'{');
+            for (key, element) in pairs {
+                text(out, key);
+                self::value(out, element);
+            }
+            out.put_u8(b'0');
+        }
+    }
+}
+
+/// A whole number of any size, in digits of 15 bits.
+fn whole(out: &mut BytesMut, mut value: u64) {
+    out.put_u8(b'l');
+    let digits = (u64::BITS - value.leading_zeros()).div_ceil(15);
+    out.put_u32_le(digits);
+    for _ in 0..digits {
+        out.put_u16_le((value & 0x7fff) as u16);
+        value >>= 15;
+    }
 }
 
 /// Text as bytes: for what is shorter displayed than described.
@@ -143,6 +183,16 @@ mod tests {
         );
         assert_eq!(reader.binary().unwrap(), "body");
         assert!(reader.number().is_err());
+    }
+
+    #[test]
+    fn writes_what_json_has() {
+        let mut out = BytesMut::new();
+        let object = serde_json::json!({"a": [null, true, 1.5], "b": 1u64 << 32, "c": 0, "d": {}});
+        value(&mut out, &object);
+        // marshal.loads(...) == {"a": [None, True, 1.5], "b": 1 << 32, "c": 0, "d": {}}
+        let expected = b"{z\x01a[\x03\0\0\0NTg\0\0\0\0\0\0\xf8?z\x01bl\x03\0\0\0\0\0\0\0\x04\0z\x01cl\0\0\0\0z\x01d{00";
+        assert_eq!(&out[..], expected);
     }
 
     #[test]

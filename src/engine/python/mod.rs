@@ -170,7 +170,9 @@ impl Language for Python {
             "event_timeout": settings.event_timeout.as_secs_f64(),
             "body_limit": settings.body_limit,
         });
-        Ok(load.to_string().into_bytes())
+        let mut encoded = BytesMut::new();
+        marshal::value(&mut encoded, &load);
+        Ok(encoded.into())
     }
 
     /// `(event, method, path, raw_path, query_string, http_version, scheme, headers, client, server, body)`

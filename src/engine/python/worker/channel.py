@@ -16,6 +16,7 @@ READY, REFUSED, REPLY, HEAD, VALUE, FAILED, PONG, ACCEPT = 32, 33, 34, 35, 36, 3
 HEADER = struct.Struct("<IIB")
 LENGTH = struct.Struct("<I")
 READ_BYTES = 256 << 10
+FIRST_BYTES = 64 << 10
 # As in frame.rs: the largest piece of a body, and how many bytes of one may be on their way.
 PIECE_BYTES = 128 << 10
 WINDOW_BYTES = 512 << 10
@@ -60,7 +61,8 @@ class Channel:
                 if len(data) >= HEADER.size + length:
                     self.rest = data[HEADER.size + length:]
                     return kind, data[HEADER.size:HEADER.size + length]
-            piece = self.sock.recv(READ_BYTES)
+            # A few kilobytes: what is larger is mapped and unmapped each time.
+            piece = self.sock.recv(FIRST_BYTES)
             if not piece:
                 sys.exit(0)
             data += piece

@@ -5,6 +5,7 @@ import atexit
 import gc
 import json
 import logging
+import marshal
 import os
 import signal
 import socket
@@ -96,9 +97,9 @@ class Worker:
         self.mark()
         if kind != LOAD:
             sys.exit(f"the first frame is of the kind {kind}, not a program to load")
-        load = json.loads(payload)
+        load = marshal.loads(payload)
         program.prepare(load)
-        self.loop = loop = program.event_loop_for(load, self.loop)
+        self.loop = loop = program.event_loop_for(self.loop)
         asyncio.set_event_loop(loop)
         self.channel.loop = loop
         self.begin_task = beginner(loop)

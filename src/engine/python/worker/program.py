@@ -19,6 +19,15 @@ SHAPES = "an ASGI application (scope, receive, send), a WSGI application (enviro
          "or a handler (event, context)"
 
 
+def has_uvloop(folder):
+    return os.path.isdir(os.path.join(folder, "uvloop"))
+
+
+# What was there before the program is looked at before anybody waits for it.
+SYSTEM = frozenset(sys.path).difference(os.environ.get("PYTHONPATH", "").split(":"))
+OF_SYSTEM = any(map(has_uvloop, SYSTEM))
+
+
 def prepare(load):
     """Makes the process look as the program expects it: environment, working directory, import path."""
     for key, value in load["environment"]:
@@ -51,11 +60,9 @@ def prepare(load):
         sys.dont_write_bytecode = True
 
 
-def event_loop_for(load, plain):
+def event_loop_for(plain):
     """uvloop's where the program brings it along, which is looked for where programs bring things: `plain` otherwise."""
-    places = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
-    places += [load["root"], *load["packages"], *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
-    if not any(os.path.isdir(os.path.join(place, "uvloop")) for place in places):
+    if not OF_SYSTEM and not any(map(has_uvloop, (path for path in sys.path if path not in SYSTEM))):
         return plain
     try:
         import uvloop

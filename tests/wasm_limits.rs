@@ -118,7 +118,7 @@ async fn events_wait_for_a_free_instance_so_many_of_them_and_so_long() {
         "{:?}",
         replies.last()
     );
-    // A machine with less than a gigabyte has fewer places.
+    // A machine with less memory or few processors has fewer places.
     assert!(
         !full.is_empty() && slow.len() == waiting,
         "{} {}",

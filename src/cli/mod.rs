@@ -26,6 +26,7 @@ use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
+use crate::engine::processors;
 use crate::intake::http::{Served, access_log};
 use crate::machine::reaper;
 use crate::program::manifest::AccessLog;
@@ -102,11 +103,6 @@ fn execute(arguments: Arguments) -> ExitCode {
         #[cfg(feature = "image")]
         Command::Image(image) => run_on(all, image.run()),
     }
-}
-
-/// How many processors this process may use.
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Does what `command` does, on so many threads.

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::live::Live;
 use super::start::{Opened, ProgramArguments, described, start};
 use super::watch::Watch;
-use super::{CommandError, processors, say, tell};
+use super::{CommandError, say, tell};
 use crate::console::Console;
-use crate::engine::Handling;
+use crate::engine::{Handling, processors};
 use crate::event::Event;
 use crate::intake::Handler;
 use crate::intake::http::{self, Around};
@@ -80,9 +80,10 @@ enum When {
     Off,
 }
 
-/// `serve` with its program read.
+/// `serve` with its port taken and its program read.
 pub struct Ready {
     serve: Serve,
+    listener: std::net::TcpListener,
     /// None where it is watched, and read again and again.
     opened: Option<Opened>,
 }
@@ -99,22 +100,26 @@ impl Ready {
     }
 
     pub async fn run(self) -> Result<(), CommandError> {
-        self.serve.run(self.opened).await
+        self.serve.run(TcpListener::from_std(self.listener)?, self.opened).await
     }
 }
 
 impl Serve {
-    /// Reads the program.
+    /// Takes the port, and reads the program.
     pub fn ready(self) -> Result<Ready, CommandError> {
         report::log::begin(io::stderr(), "info");
+        // The port first: finding it taken after a program's long start would be a pity.
+        let listener = http::bind(self.listen)?;
         let opened = (!self.watch).then(|| self.program.open()).transpose()?;
-        Ok(Ready { serve: self, opened })
+        Ok(Ready {
+            serve: self,
+            listener,
+            opened,
+        })
     }
 
-    async fn run(self, opened: Option<Opened>) -> Result<(), CommandError> {
+    async fn run(self, listener: TcpListener, opened: Option<Opened>) -> Result<(), CommandError> {
         let mut stop = Stop::listen()?;
-        // The port first: finding it taken after a program's long start would be a pity.
-        let listener = http::bind(self.listen).await?;
         let address = listener.local_addr()?;
         let Some(mut opened) = opened else {
             return self.watched(listener, address, stop).await;

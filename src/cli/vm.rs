@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use data_encoding::HEXLOWER;
 use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::say;
@@ -166,7 +167,7 @@ impl Machine {
         report::log::begin(io::stderr(), if self.verbose { "info" } else { "info,program=off" });
         let mut stop = Stop::listen()?;
         // What can be told at once, before a machine is started for nothing.
-        let listener = http::bind(self.listen).await?;
+        let listener = TcpListener::from_std(http::bind(self.listen)?)?;
         let kernel = Kernel::find(self.kernel.as_deref())?;
         let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
         let (drives, configuration) = self.bring(workspace.path())?;
@@ -209,7 +210,7 @@ impl Machine {
         &self,
         link: Link,
         configuration: &Configuration,
-        listener: tokio::net::TcpListener,
+        listener: TcpListener,
         stop: &mut Stop,
     ) -> Result<(), CommandError> {
         let began = Instant::now();

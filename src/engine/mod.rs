@@ -19,9 +19,10 @@ pub mod worker;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 pub use self::loopback::Loopback;
@@ -82,6 +83,13 @@ pub struct Settings {
     pub guest_api: Option<PathBuf>,
 }
 
+/// How many processors this process may use. Looked up once: it takes the system a good part of what a start takes.
+pub fn processors() -> usize {
+    static PROCESSORS: LazyLock<usize> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
+    *PROCESSORS
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -92,7 +100,7 @@ impl Default for Settings {
             packages: Vec::new(),
             environment: Vec::new(),
             conventional_port: 8080,
-            cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            cores: processors(),
             workers: None,
             warm: worker::Warm::default(),
             loopback: Loopback::default(),

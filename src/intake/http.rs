@@ -188,12 +188,16 @@ where
     }
 }
 
-/// Binds `address`, with a sentence that says what to do where that fails.
+/// Binds `address`, for [`TcpListener::from_std`]; with a sentence that says what to do where that fails.
 ///
 /// # Errors
 /// [`Failure`]'s message is meant for the one who chose the address.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| {
+pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, Failure> {
+    let bound = std::net::TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.map_err(|error| {
         let hint = match error.kind() {
             io::ErrorKind::AddrInUse => {
                 ": another program listens there; choose another with --listen, port 0 for a free one"

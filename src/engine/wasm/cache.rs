@@ -5,6 +5,7 @@
 //! that was cut or changed by accident is seen for what it is. Whoever can write to the directory on purpose can run
 //! code in this process: it has to be ours alone. What nobody has used for longest goes when there is too much.
 
+use std::cell::RefCell;
 use std::fs::{self, DirBuilder, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Read as _, Write as _};
@@ -12,8 +13,6 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use data_encoding::HEXLOWER;
-use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 
 /// The most that a cache holds, in bytes; a large program, Python's interpreter for one, is some fifty megabytes.
@@ -29,20 +28,19 @@ const UNFINISHED: &str = ".unfinished-";
 pub(super) struct Cache {
     directory: PathBuf,
     limit: u64,
+    /// Files that were found whole.
+    whole: RefCell<Vec<PathBuf>>,
 }
 
 /// What a compiled file is made from: its name but for the checksum.
 pub(super) struct Key(String);
 
 impl Key {
-    pub(super) fn new(wasm: &[u8], engine: &Engine) -> Self {
+    /// For Wasm with this `hash`, compiled by this `engine`.
+    pub(super) fn new(hash: &str, engine: &Engine) -> Self {
         let mut compiler = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut compiler);
-        Self(format!(
-            "{}-{:016x}-",
-            HEXLOWER.encode(&Sha256::digest(wasm)),
-            compiler.finish()
-        ))
+        Self(format!("{hash}-{:016x}-", compiler.finish()))
     }
 }
 
@@ -62,23 +60,47 @@ impl Cache {
         Ok(Self {
             directory: directory.to_owned(),
             limit: LIMIT,
+            whole: RefCell::default(),
         })
+    }
+
+    /// Looks which files are whole for Wasm with this `hash`, however it was compiled: what there is to do before it is
+    /// known how that was. Those that are not are removed.
+    pub(super) fn check(&self, hash: &str) {
+        let whole = self.files().filter(|path| self.is_whole(path, hash)).collect();
+        self.whole.replace(whole);
     }
 
     /// The file for `key`, if there is one that is whole. One that is not is removed.
     pub(super) fn find(&self, key: &Key) -> Option<PathBuf> {
-        let entries = fs::read_dir(&self.directory).ok()?;
-        entries.flatten().find_map(|entry| {
-            let name = entry.file_name();
-            let checksum = name.to_str()?.strip_prefix(&key.0)?.strip_suffix(EXTENSION)?;
-            let path = entry.path();
-            if checksum_of(&path).is_ok_and(|found| found == checksum) {
-                mark_used(&path);
-                return Some(path);
-            }
-            self.remove(&path, "it is not what was written there");
-            None
-        })
+        let found = self.files().find(|path| self.is_whole(path, &key.0))?;
+        mark_used(&found);
+        Some(found)
+    }
+
+    fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = fs::read_dir(&self.directory);
+        entries.into_iter().flatten().flatten().map(|entry| entry.path())
+    }
+
+    /// Whether the file at `path` has a name that begins with `key` and what was written under that name.
+    fn is_whole(&self, path: &Path, key: &str) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Some(rest) = name.strip_prefix(key).and_then(|rest| rest.strip_suffix(EXTENSION)) else {
+            return false;
+        };
+        if self.whole.borrow().iter().any(|whole| whole == path) {
+            return true;
+        }
+        let written = |checksum: String| {
+            let before = rest.strip_suffix(&checksum);
+            before.is_some_and(|before| before.is_empty() || before.ends_with('-'))
+        };
+        if checksum_of(path).is_ok_and(written) {
+            return true;
+        }
+        self.remove(path, "it is not what was written there");
+        false
     }
 
     /// Keeps `compiled` for the next run.
@@ -167,7 +189,7 @@ fn mark_used(path: &Path) {
 fn checksum_of(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut checksum = Checksum::default();
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = vec![0; 64 << 10];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(checksum.finish()),
@@ -186,26 +208,47 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open(&directory.path().join("wasm")).unwrap();
         let engine = Engine::default();
-        let key = Key::new(b"one", &engine);
+        let key = Key::new("one", &engine);
         assert!(cache.find(&key).is_none());
         cache.keep(&key, b"compiled").unwrap();
         assert_eq!(fs::read(cache.find(&key).unwrap()).unwrap(), b"compiled");
-        assert!(cache.find(&Key::new(b"two", &engine)).is_none());
+        assert!(cache.find(&Key::new("two", &engine)).is_none());
         let mut other = wasmtime::Config::new();
         other.consume_fuel(true);
-        assert!(cache.find(&Key::new(b"one", &Engine::new(&other).unwrap())).is_none());
+        assert!(cache.find(&Key::new("one", &Engine::new(&other).unwrap())).is_none());
     }
 
     #[test]
     fn a_file_that_was_changed_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open(directory.path()).unwrap();
-        let key = Key::new(b"wasm", &Engine::default());
+        let key = Key::new("wasm", &Engine::default());
         cache.keep(&key, b"compiled").unwrap();
         let path = cache.find(&key).unwrap();
         fs::write(&path, b"compiles").unwrap();
         assert!(cache.find(&key).is_none());
         assert!(!path.exists());
+        cache.keep(&key, b"compiled").unwrap();
+        fs::write(&path, b"compiles").unwrap();
+        cache.check("wasm");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_was_checked_before_is_found_under_its_key_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        let mut other = wasmtime::Config::new();
+        other.consume_fuel(true);
+        let keys = [Engine::default(), Engine::new(&other).unwrap()].map(|engine| Key::new("wasm", &engine));
+        for key in &keys {
+            cache.keep(key, key.0.as_bytes()).unwrap();
+        }
+        cache.check("wasm");
+        assert_eq!(cache.whole.borrow().len(), 2);
+        for key in &keys {
+            assert_eq!(fs::read(cache.find(key).unwrap()).unwrap(), key.0.as_bytes());
+        }
     }
 
     #[test]
@@ -214,7 +257,7 @@ mod tests {
         let mut cache = Cache::open(directory.path()).unwrap();
         cache.limit = 250;
         let engine = Engine::default();
-        let keys = [b"one", b"two", b"six"].map(|wasm| Key::new(wasm, &engine));
+        let keys = ["one", "two", "six"].map(|wasm| Key::new(wasm, &engine));
         let abandoned = directory.path().join(format!("{UNFINISHED}x"));
         let aged = |path: &Path, seconds| {
             let then = SystemTime::now() - Duration::from_secs(seconds);

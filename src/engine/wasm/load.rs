@@ -1,5 +1,6 @@
 //! From a file to compiled code: what is in the file, compiled, or taken from the cache, or compiled already.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -47,6 +48,8 @@ enum Form {
 pub(super) struct Source<'a> {
     path: &'a Path,
     bytes: Vec<u8>,
+    hash: OnceCell<String>,
+    cache: OnceCell<Option<Cache>>,
 }
 
 impl<'a> Source<'a> {
@@ -66,7 +69,12 @@ impl<'a> Source<'a> {
         }
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
         file.read_to_end(&mut bytes).map_err(unreadable)?;
-        Ok(Self { path, bytes })
+        Ok(Self {
+            path,
+            bytes,
+            hash: OnceCell::new(),
+            cache: OnceCell::new(),
+        })
     }
 
     /// What it takes to run it. Names of interfaces stand in a component as they are, compiled or not; a program that
@@ -85,12 +93,36 @@ impl<'a> Source<'a> {
         matches!(form(&self.bytes), Some(Form::Component | Form::Elf))
     }
 
+    /// Does what [`Self::load`] does and can be done before there is an engine.
+    pub(super) fn prepare(&self, cache: Option<&Path>) {
+        if form(&self.bytes).is_some_and(|form| form != Form::Elf)
+            && let Some(cache) = self.cache(cache)
+        {
+            cache.check(self.hash());
+        }
+    }
+
+    /// The cache in `directory`, if there is one that is safe.
+    fn cache(&self, directory: Option<&Path>) -> Option<&Cache> {
+        let open = |directory: &Path| {
+            Cache::open(directory)
+                .inspect_err(|error| tracing::warn!("compiled Wasm is not kept in {}: {error}", directory.display()))
+                .ok()
+        };
+        self.cache.get_or_init(|| directory.and_then(open)).as_ref()
+    }
+
+    /// What compiled code of it is found by.
+    fn hash(&self) -> &str {
+        self.hash.get_or_init(|| HEXLOWER.encode(&Sha256::digest(&self.bytes)))
+    }
+
     /// The code in it.
     ///
     /// # Errors
     /// A sentence that names the file and says what it is instead, or why it can't be compiled.
     pub(super) fn load(&self, engine: &Engine, cache: Option<&Path>) -> Result<Code, StartError> {
-        let Self { path, bytes } = self;
+        let Self { path, bytes, .. } = self;
         match form(bytes) {
             Some(Form::Elf) => match precompiled(engine, path, bytes) {
                 Ok(code) => Ok(code),
@@ -103,17 +135,10 @@ impl<'a> Source<'a> {
                 },
             },
             Some(form) => {
-                if let Some(code) = compiled_ahead(engine, path, bytes, form) {
+                if let Some(code) = self.compiled_ahead(engine, form) {
                     return Ok(code);
                 }
-                let cache = cache.and_then(|directory| match Cache::open(directory) {
-                    Ok(cache) => Some(cache),
-                    Err(error) => {
-                        tracing::warn!("compiled Wasm is not kept in {}: {error}", directory.display());
-                        None
-                    }
-                });
-                compiled(engine, path, bytes, form, cache.as_ref())
+                self.compiled(engine, form, self.cache(cache))
             }
             None => Err(StartError::new(format!("{}: {}", path.display(), no_wasm(bytes)))),
         }
@@ -122,7 +147,7 @@ impl<'a> Source<'a> {
     /// Where its machine code stands if it was made ahead: beside it, under a name that has its content's hash, so that
     /// no other content is ever taken for it.
     pub(super) fn place_ahead(&self) -> PathBuf {
-        place_ahead_of(self.path, &self.bytes)
+        self.path.with_extension(format!("{}.cwasm", &self.hash()[..16]))
     }
 
     /// The machine code for it, to be kept in a `.cwasm` file.
@@ -130,7 +155,7 @@ impl<'a> Source<'a> {
     /// # Errors
     /// As [`Self::load`], and for a file that is machine code already.
     pub(super) fn compile(&self, engine: &Engine) -> Result<Vec<u8>, StartError> {
-        let Self { path, bytes } = self;
+        let Self { path, bytes, .. } = self;
         let compiled = match form(bytes) {
             Some(Form::Module) => engine.precompile_module(bytes),
             Some(Form::Component) => engine.precompile_component(bytes),
@@ -139,11 +164,60 @@ impl<'a> Source<'a> {
         };
         compiled.map_err(|error| StartError::new(format!("{} can't be compiled: {error:#}", path.display())))
     }
-}
 
-fn place_ahead_of(path: &Path, wasm: &[u8]) -> PathBuf {
-    let hash = HEXLOWER.encode(&Sha256::digest(wasm)[..8]);
-    path.with_extension(format!("{hash}.cwasm"))
+    /// The code that was made ahead, if it is there and of use here.
+    fn compiled_ahead(&self, engine: &Engine, form: Form) -> Option<Code> {
+        let ahead = self.place_ahead();
+        if !ahead.exists() {
+            return None;
+        }
+        map(engine, &ahead, form == Form::Component)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "{} is of no use here, so it is compiled again: {error:#}",
+                    ahead.display()
+                )
+            })
+            .ok()
+    }
+
+    /// Compiled now, or taken from the cache.
+    fn compiled(&self, engine: &Engine, form: Form, cache: Option<&Cache>) -> Result<Code, StartError> {
+        let Self { path, bytes, .. } = self;
+        let cached = cache.map(|cache| (cache, Key::new(self.hash(), engine)));
+        if let Some((cache, key)) = &cached
+            && let Some(file) = cache.find(key)
+        {
+            match map(engine, &file, form == Form::Component) {
+                Ok(code) => return Ok(code),
+                Err(error) => cache.remove(&file, &format!("{error:#}")),
+            }
+        }
+
+        let progress = Progress::begin(path, bytes.len());
+        let invalid =
+            |error: wasmtime::Error| StartError::new(format!("{} can't be compiled: {error:#}", path.display()));
+        let code = if form == Form::Component {
+            Component::new(engine, bytes).map(Code::Component).map_err(invalid)?
+        } else {
+            Module::new(engine, bytes).map(Code::Module).map_err(invalid)?
+        };
+        progress.end(path);
+
+        if let Some((cache, key)) = &cached {
+            let serialized = match &code {
+                Code::Module(module) => module.serialize(),
+                Code::Component(component) => component.serialize(),
+            };
+            let kept = serialized
+                .map_err(io::Error::other)
+                .and_then(|serialized| cache.keep(key, &serialized));
+            if let Err(error) = kept {
+                tracing::warn!("the compiled {} is not kept for the next run: {error}", path.display());
+            }
+        }
+        Ok(code)
+    }
 }
 
 /// The Wasm that a `.cwasm` was made from, if it stands beside it: `hello.wasm` for `hello.cwasm`, and for the name that
@@ -155,22 +229,6 @@ fn source_of(compiled: &Path) -> Option<PathBuf> {
         .into_iter()
         .find(|path| path != compiled && path.is_file())
         .filter(|path| Source::read(path).is_ok_and(|source| form(&source.bytes).is_some_and(|form| form != Form::Elf)))
-}
-
-/// The code that was made ahead, if it is there and of use here.
-fn compiled_ahead(engine: &Engine, path: &Path, wasm: &[u8], form: Form) -> Option<Code> {
-    let ahead = place_ahead_of(path, wasm);
-    if !ahead.exists() {
-        return None;
-    }
-    map(engine, &ahead, form == Form::Component)
-        .inspect_err(|error| {
-            tracing::warn!(
-                "{} is of no use here, so it is compiled again: {error:#}",
-                ahead.display()
-            )
-        })
-        .ok()
 }
 
 fn form(bytes: &[u8]) -> Option<Form> {
@@ -194,42 +252,6 @@ fn no_wasm(bytes: &[u8]) -> String {
         }
         _ => format!("first bytes are \"{shown}\", no WebAssembly (that begins with \"\\x00asm\")"),
     }
-}
-
-/// Compiled now, or taken from the cache.
-fn compiled(engine: &Engine, path: &Path, wasm: &[u8], form: Form, cache: Option<&Cache>) -> Result<Code, StartError> {
-    let cached = cache.map(|cache| (cache, Key::new(wasm, engine)));
-    if let Some((cache, key)) = &cached
-        && let Some(file) = cache.find(key)
-    {
-        match map(engine, &file, form == Form::Component) {
-            Ok(code) => return Ok(code),
-            Err(error) => cache.remove(&file, &format!("{error:#}")),
-        }
-    }
-
-    let progress = Progress::begin(path, wasm.len());
-    let invalid = |error: wasmtime::Error| StartError::new(format!("{} can't be compiled: {error:#}", path.display()));
-    let code = if form == Form::Component {
-        Component::new(engine, wasm).map(Code::Component).map_err(invalid)?
-    } else {
-        Module::new(engine, wasm).map(Code::Module).map_err(invalid)?
-    };
-    progress.end(path);
-
-    if let Some((cache, key)) = &cached {
-        let serialized = match &code {
-            Code::Module(module) => module.serialize(),
-            Code::Component(component) => component.serialize(),
-        };
-        let kept = serialized
-            .map_err(io::Error::other)
-            .and_then(|serialized| cache.keep(key, &serialized));
-        if let Err(error) = kept {
-            tracing::warn!("the compiled {} is not kept for the next run: {error}", path.display());
-        }
-    }
-    Ok(code)
 }
 
 /// Tells those who wait what they wait for, once it takes long.
@@ -327,12 +349,12 @@ mod tests {
         let source = Source::read(&path).unwrap();
         let ahead = source.place_ahead();
         std::fs::write(&ahead, source.compile(&engine).unwrap()).unwrap();
-        let wasm = std::fs::read(&path).unwrap();
-        assert!(compiled_ahead(&engine, &path, &wasm, Form::Module).is_some());
+        assert!(source.compiled_ahead(&engine, Form::Module).is_some());
         std::fs::write(&ahead, b"\x7fELF, but no machine code").unwrap();
-        assert!(compiled_ahead(&engine, &path, &wasm, Form::Module).is_none());
+        assert!(source.compiled_ahead(&engine, Form::Module).is_none());
         assert!(matches!(load(&engine, &path), Ok(Code::Module(_))));
-        assert_ne!(place_ahead_of(&path, b"other"), ahead);
+        std::fs::write(&path, b"other").unwrap();
+        assert_ne!(Source::read(&path).unwrap().place_ahead(), ahead);
     }
 
     #[test]

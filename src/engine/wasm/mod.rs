@@ -116,6 +116,7 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
     // Compiling takes seconds for a large program.
     let prepared = tokio::task::spawn_blocking(move || {
         let source = Source::read(&path)?;
+        source.prepare(cache.as_deref());
         let runtime = runtime::runtime(Kind {
             machinery: source.machinery(),
             metered: sandbox.fuel.is_some(),

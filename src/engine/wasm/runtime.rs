@@ -16,7 +16,7 @@ use wasmtime::{
 use super::host::ComponentHost;
 use super::limits::{Budget, HasLimits, TABLE_ELEMENTS};
 use super::link;
-use crate::engine::StartError;
+use crate::engine::{StartError, processors};
 use crate::event::{Failure, FailureKind};
 
 /// How long a guest may compute before other tasks of its thread get a turn.
@@ -25,6 +25,12 @@ const TICK: Duration = Duration::from_millis(10);
 const IDLE_TICKS: u32 = 100;
 /// How long an event waits for a free slot before it is turned away.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Linear memories that events may have at once, whatever the machine has.
+const LEAST_SLOTS: u32 = 32;
+const MOST_SLOTS: u32 = 1000;
+/// The most for each processor: more guests than these would only wait, and each slot takes a microsecond when the
+/// engine is made, for which the first reply waits.
+const SLOTS_PER_PROCESSOR: u32 = 128;
 /// Core instances and tables that one slot allows for: a component has a few of each (its own module, adapters, shims).
 const PER_SLOT: u32 = 8;
 /// Free slots that keep the pages of their last guest.
@@ -96,7 +102,7 @@ impl Runtime {
     fn new(kind: Kind) -> Result<Self, StartError> {
         static BUDGET: LazyLock<Budget> = LazyLock::new(|| Budget::of_machine(memory_of_machine()));
         let memory = BUDGET.machine();
-        let slot_count = u32::try_from(memory >> 20).unwrap_or(u32::MAX).clamp(32, 1000);
+        let slot_count = slots(memory, processors());
         let reserve = (slot_count / 4).min(RESERVE);
         let places = slot_count + reserve;
         let engine = Engine::new(&pooled(kind, places, BUDGET.per_guest(), memory / KEPT_SHARE))
@@ -318,6 +324,13 @@ fn on_demand(kind: Kind) -> Config {
     config
 }
 
+/// How many linear memories events may have at once, with so many bytes of `memory` and so many `processors`.
+fn slots(memory: usize, processors: usize) -> u32 {
+    let most = SLOTS_PER_PROCESSOR.saturating_mul(u32::try_from(processors).unwrap_or(u32::MAX));
+    let wanted = u32::try_from(memory >> 20).unwrap_or(u32::MAX).min(most);
+    wanted.clamp(LEAST_SLOTS, MOST_SLOTS)
+}
+
 /// What this process may use, in bytes: the machine's memory, or less where a cgroup says so.
 fn memory_of_machine() -> usize {
     let machine = nix::sys::sysinfo::sysinfo().map_or(128 << 20, |info| info.ram_total());
@@ -415,6 +428,19 @@ mod tests {
                 Engine::new(&pooled(kind, 32, 1 << 20, 64 << 10)).unwrap();
                 Engine::new(&on_demand(kind)).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn slots_are_for_what_the_machine_has_least_of() {
+        for (memory, processors, expected) in [
+            (16 << 20, 1, 32),
+            (128 << 20, 1, 128),
+            (128 << 20, 8, 128),
+            (4 << 30, 2, 256),
+            (4 << 30, 64, 1000),
+        ] {
+            assert_eq!(slots(memory, processors), expected, "{memory} {processors}");
         }
     }
 

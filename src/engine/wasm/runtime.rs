@@ -28,9 +28,9 @@ const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Linear memories that events may have at once, whatever the machine has.
 const LEAST_SLOTS: u32 = 32;
 const MOST_SLOTS: u32 = 1000;
-/// The most for each processor: more guests than these would only wait, and each slot takes a microsecond when the
-/// engine is made, for which the first reply waits.
-const SLOTS_PER_PROCESSOR: u32 = 128;
+/// The most for each processor: room for many guests that wait for somebody else, though each slot takes some
+/// microseconds when the engine is made, for which the first reply waits.
+const SLOTS_PER_PROCESSOR: u32 = 256;
 /// Core instances and tables that one slot allows for: a component has a few of each (its own module, adapters, shims).
 const PER_SLOT: u32 = 8;
 /// Free slots that keep the pages of their last guest.
@@ -437,7 +437,8 @@ mod tests {
             (16 << 20, 1, 32),
             (128 << 20, 1, 128),
             (128 << 20, 8, 128),
-            (4 << 30, 2, 256),
+            (4 << 30, 1, 256),
+            (4 << 30, 2, 512),
             (4 << 30, 64, 1000),
         ] {
             assert_eq!(slots(memory, processors), expected, "{memory} {processors}");

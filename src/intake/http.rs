@@ -8,7 +8,6 @@ pub(super) mod problem;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::middleware::{Around, Asked};
 use super::Handler;
+use crate::again::Again;
 use crate::event::{Body, Context, Event, Failure, FailureKind, Input, Reply};
 use crate::program::manifest::AccessLog;
 
@@ -97,7 +97,7 @@ pub async fn serve(
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A client that goes away or sends nonsense is that client's affair.
-            if let Err(error) = pin!(connection).await {
+            if let Err(error) = Again::new(connection).await {
                 tracing::debug!(%client, "connection ended: {error}");
             }
         });

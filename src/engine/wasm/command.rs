@@ -10,9 +10,10 @@ use http::{Method, StatusCode, response};
 use wasmtime::{InstancePre, ModuleExport, Store};
 use wasmtime_wasi::{p2, p3};
 
+use super::body::{Pieces, Unfinished};
 use super::host::{ComponentHost, ModuleHost};
 use super::log::Log;
-use super::run::{Guest, Run, Unfinished};
+use super::run::{Guest, Run};
 use super::stdio::{Stdin, Stdout};
 use super::{Shared, cgi, failure};
 use crate::event::{Body, Context, Failure, FailureKind, Message, Reply};
@@ -91,7 +92,7 @@ pub(super) async fn http(
         check_length(&head, &parts.method, promised, &body, &stderr)?;
         body.into()
     } else {
-        Unfinished::body(stdout, run, promised)
+        Unfinished::body(Pieces::default(), stdout, run, promised)
     };
     Ok(Reply::Http(http::Response::from_parts(head, body)))
 }

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! `runtime` and `limits` are what all guests share; `host` is what each is granted, `outgoing` and `sockets` what of it
-//! leads out of this process; `failure` and `log` are what is told of them.
+//! leads out of this process; `body` is what they write of a reply; `failure` and `log` are what is told of them.
 
+mod body;
 mod cache;
 mod cgi;
 mod command;

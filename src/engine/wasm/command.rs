@@ -2,6 +2,7 @@
 //! `wasi:cli/command` 0.2 and 0.3. Each event is one run: in on stdin and environment, out on stdout (`cgi` is how).
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
@@ -49,7 +50,7 @@ impl Streams {
 
 /// Gives `request` to a run of `command`.
 pub(super) async fn http(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     command: &Command,
     request: http::Request<Body>,
     context: &Context,
@@ -129,7 +130,7 @@ fn check_length(
 
 /// Gives `message` to a run of `command`; what it writes to stdout is the answer.
 pub(super) async fn message(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     command: &Command,
     message: Message,
     context: &Context,

@@ -11,31 +11,33 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::Shared;
 use super::runtime::Admission;
 use super::sharing::Attend;
 use crate::event::{EventId, Failure, FailureKind};
 
 /// What holds for one guest.
 pub(super) struct Terms {
-    pub(super) component: Arc<str>,
+    pub(super) shared: Arc<Shared>,
     pub(super) event: EventId,
     pub(super) started: Instant,
-    pub(super) timeout: Duration,
-    /// Cancelled when the engine shall leave nothing running.
-    pub(super) stop: CancellationToken,
     pub(super) _tracked: TaskTrackerToken,
     /// Where the guest has it, and not the instance.
     pub(super) _admission: Option<Admission>,
 }
 
 impl Terms {
+    /// When the event's time is over.
+    pub(super) fn deadline(&self) -> Instant {
+        self.started + self.shared.timeout
+    }
+
     /// What ends the event from outside.
     pub(super) fn end(&self) -> End {
-        let (timeout, stop) = (self.timeout, self.stop.clone());
-        let deadline = self.started + timeout;
+        let (timeout, stop) = (self.shared.timeout, self.shared.stop.clone());
+        let deadline = self.deadline();
         Box::pin(async move {
             tokio::select! {
                 () = stop.cancelled() => Failure::new(FailureKind::Gone, "the program was stopped while it had this event"),
@@ -96,7 +98,7 @@ impl Run {
     }
 
     fn out_of_time(&self) -> bool {
-        self.terms.started.elapsed() >= self.terms.timeout
+        self.terms.started.elapsed() >= self.terms.shared.timeout
     }
 
     /// The failure of an instance that others have, too, if it ended meanwhile.
@@ -109,7 +111,8 @@ impl Run {
 
     /// Logs a failure that no reply can tell of any more.
     pub(super) fn report(&self, failure: &Failure) {
-        let Terms { component, event, .. } = &self.terms;
+        let Terms { shared, event, .. } = &self.terms;
+        let component = &shared.component;
         let traceback = failure.traceback.as_deref().unwrap_or_default();
         tracing::warn!(target: "guest", %component, %event, "{failure}\n{traceback}");
     }
@@ -140,7 +143,7 @@ impl Future for Run {
         if let Some(end) = &mut self.end {
             let ended = match end.as_mut().poll(cx) {
                 Poll::Ready(failure) => Some(failure),
-                Poll::Pending => late.then(|| timed_out(self.terms.timeout)),
+                Poll::Pending => late.then(|| timed_out(self.terms.shared.timeout)),
             };
             if let Some(failure) = ended {
                 self.guest = None;

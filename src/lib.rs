@@ -11,11 +11,13 @@
 //! - [`program`] is what the user brings; [`engine`] runs it; [`router`] chooses the component; [`intake`] takes events,
 //!   and [`schedule`] makes those that a program asks for at certain times.
 //! - [`machine`] does PID 1's duties and knows nothing of events.
+//! - `again` is how tasks are polled in which two sides wake each other.
 //! - [`console`] shows a developer what happens, where it is asked to.
 //! - [`init`] and [`cli`] put the pieces together. [`host`] is the other side, for development and tests.
 
 #![deny(unsafe_code)]
 
+mod again;
 pub mod cli;
 pub mod console;
 pub mod engine;

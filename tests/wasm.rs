@@ -108,7 +108,10 @@ async fn plain_modules_by_the_cgi_convention() {
 async fn a_rust_component_for_wasi_http_0_3() {
     let app = Served::start(built("rust-service.wasm"), &["--timeout", "2"]);
     assert!(app.output().contains("wasi:http/service 0.3"), "{}", app.output());
-    assert_eq!(app.get("/").await.text(), "Hello from a WASI 0.3 component\n");
+    let hello = app.get("/").await;
+    assert_eq!(hello.text(), "Hello from a WASI 0.3 component\n");
+    // It was written after the head, without waiting for anybody: it goes out in one piece.
+    assert_eq!(hello.all("content-length"), [b"32"], "{:?}", hello.headers);
     let body: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 249) as u8).collect();
     assert!(app.post("/echo", body.clone()).await.body == body);
     // The guest is done before the body is.

@@ -2,13 +2,13 @@
 
 pub mod access_log;
 mod extended;
+mod head_timer;
 mod middleware;
 pub(super) mod problem;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use self::head_timer::HeadTimer;
 pub use self::middleware::{Around, Asked};
 use super::Handler;
+use crate::again::Again;
 use crate::event::{Body, Context, Event, Failure, FailureKind, Input, Reply};
 use crate::program::manifest::AccessLog;
 
@@ -73,8 +75,6 @@ pub async fn serve(
     let server = listener.local_addr()?;
     let options = Arc::new(options);
     let graceful = GracefulShutdown::new();
-    let mut builder = connections();
-    builder.http2().enable_connect_protocol();
     loop {
         let (stream, client) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -91,13 +91,15 @@ pub async fn serve(
             let (handler, options) = (handler.clone(), options.clone());
             service_fn(move |request| answer(request, client, server, handler.clone(), options.clone()))
         };
+        let mut builder = connections();
+        builder.http2().enable_connect_protocol();
         let connection = builder
             .serve_connection_with_upgrades(io_of(stream), service)
             .into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A client that goes away or sends nonsense is that client's affair.
-            if let Err(error) = pin!(connection).await {
+            if let Err(error) = Again::new(connection).await {
                 tracing::debug!(%client, "connection ended: {error}");
             }
         });
@@ -107,12 +109,12 @@ pub async fn serve(
     Ok(())
 }
 
-/// How connections are served, HTTP/1.1 and HTTP/2 alike.
+/// How a connection is served, HTTP/1.1 and HTTP/2 alike.
 pub(super) fn connections() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
-        .timer(TokioTimer::new())
+        .timer(HeadTimer::default())
         .header_read_timeout(HEAD_TIMEOUT);
     builder.http2().timer(TokioTimer::new());
     builder

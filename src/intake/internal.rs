@@ -27,6 +27,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::Handler;
 use super::http::{connections, give, problem};
+use crate::again::Again;
 use crate::event::trace::{self, REQUEST_ID, TRACEPARENT};
 use crate::event::{Body, Context, Failure, FailureKind};
 use crate::guest_api;
@@ -137,7 +138,9 @@ fn spawn(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: &A
             async move { calls.answer(request).await }
         });
         // A component that goes away or sends nonsense is that component's affair.
-        if let Err(error) = connections().serve_connection(TokioIo::new(stream), service).await {
+        let connections = connections();
+        let connection = connections.serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = Again::new(connection).await {
             tracing::debug!("a component's connection ended: {error}");
         }
     });

@@ -2,6 +2,7 @@
 //! `wasi:cli/command` 0.2 and 0.3. Each event is one run: in on stdin and environment, out on stdout (`cgi` is how).
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
@@ -10,9 +11,10 @@ use http::{Method, StatusCode, response};
 use wasmtime::{InstancePre, ModuleExport, Store};
 use wasmtime_wasi::{p2, p3};
 
+use super::body::{Pieces, Unfinished};
 use super::host::{ComponentHost, ModuleHost};
 use super::log::Log;
-use super::run::{Guest, Run, Unfinished};
+use super::run::{Guest, Run};
 use super::stdio::{Stdin, Stdout};
 use super::{Shared, cgi, failure};
 use crate::event::{Body, Context, Failure, FailureKind, Message, Reply};
@@ -48,7 +50,7 @@ impl Streams {
 
 /// Gives `request` to a run of `command`.
 pub(super) async fn http(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     command: &Command,
     request: http::Request<Body>,
     context: &Context,
@@ -91,7 +93,7 @@ pub(super) async fn http(
         check_length(&head, &parts.method, promised, &body, &stderr)?;
         body.into()
     } else {
-        Unfinished::body(stdout, run, promised)
+        Unfinished::body(Pieces::default(), stdout, run, promised)
     };
     Ok(Reply::Http(http::Response::from_parts(head, body)))
 }
@@ -128,7 +130,7 @@ fn check_length(
 
 /// Gives `message` to a run of `command`; what it writes to stdout is the answer.
 pub(super) async fn message(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     command: &Command,
     message: Message,
     context: &Context,

@@ -9,10 +9,11 @@ use http::header::{CONTENT_LENGTH, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use wasmtime_wasi_http::WasiBody;
 
+use super::body::{Broken, Pieces, begun, finished};
 use super::failure;
 use super::host::wasi_body;
 use super::log::Log;
-use super::run::{Run, Unfinished, finished};
+use super::run::Run;
 use crate::event::{Body, Context, Failure, Reply};
 
 /// Where the guest's response, or the error in place of it, is put while the guest is polled.
@@ -74,14 +75,19 @@ pub(super) async fn reply(mut run: Run, slot: &Slot, log: &Log) -> Result<Reply,
         .headers()
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse().ok());
-    if ended {
-        let (head, body) = response.into_parts();
-        let body = finished(body, run, promised).map_err(|error| {
+    let (head, body) = response.into_parts();
+    let body = if ended {
+        finished(Pieces::default(), body, run, promised)
+    } else {
+        begun(body, run, promised).await
+    };
+    let body = body.map_err(|broken| match broken {
+        Broken::Guest(failure) => failure,
+        Broken::Body(error) => {
             failure::broke_interface(format!("the guest left its response unfinished: {error}"), log)
-        })?;
-        return Ok(Reply::Http(http::Response::from_parts(head, body)));
-    }
-    Ok(Reply::Http(response.map(|body| Unfinished::body(body, run, promised))))
+        }
+    })?;
+    Ok(Reply::Http(http::Response::from_parts(head, body)))
 }
 
 fn with_authority(mut request: http::Request<Body>, context: &Context) -> http::Request<Body> {

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! `runtime` and `limits` are what all guests share; `host` is what each is granted, `outgoing` and `sockets` what of it
-//! leads out of this process; `failure` and `log` are what is told of them.
+//! leads out of this process; `body` is what they write of a reply; `failure` and `log` are what is told of them.
 
+mod body;
 mod cache;
 mod cgi;
 mod command;
@@ -239,7 +240,7 @@ struct Shared {
 
 impl Shared {
     /// A place for a guest, and the terms that it has it on.
-    async fn terms(&self, context: &Context) -> Result<Terms, Failure> {
+    async fn terms(self: &Arc<Self>, context: &Context) -> Result<Terms, Failure> {
         let terms = self.terms_without_place(context)?;
         Ok(Terms {
             _admission: Some(self.runtime.admit(self.memories).await?),
@@ -248,18 +249,16 @@ impl Shared {
     }
 
     /// The terms for an event whose instance has its place from elsewhere.
-    fn terms_without_place(&self, context: &Context) -> Result<Terms, Failure> {
+    fn terms_without_place(self: &Arc<Self>, context: &Context) -> Result<Terms, Failure> {
         let started = Instant::now();
         let tracked = self.guests.token();
         if self.is_stopped() {
             return Err(Failure::new(FailureKind::Unavailable, "the program has been stopped"));
         }
         Ok(Terms {
-            component: self.component.clone(),
+            shared: self.clone(),
             event: context.id,
             started,
-            timeout: self.timeout,
-            stop: self.stop.clone(),
             _tracked: tracked,
             _admission: None,
         })

@@ -93,7 +93,7 @@ pub(super) async fn http(
     context: &Context,
 ) -> Result<Reply, Failure> {
     let terms = shared.terms_without_place(context)?;
-    let member = Member::new(terms.started + terms.timeout);
+    let member = Member::new(terms.deadline());
     let entering = Entering {
         request: absolute(exchange::request(request, context), context),
         member: member.clone(),

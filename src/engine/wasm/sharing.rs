@@ -22,6 +22,7 @@ use super::Shared;
 use super::exchange::{Response, Slot};
 use super::log::Log;
 use super::run::{Guest, panicked};
+use crate::again::Again;
 use crate::event::{Failure, FailureKind};
 
 /// Events that one instance has at once, each of which has its own time.
@@ -337,10 +338,10 @@ impl<R: Send + 'static> Worker<R> {
             Life::Alone(guest) => {
                 let worker = self.clone();
                 let tracked = self.shared.guests.token();
-                tokio.spawn(async move {
+                tokio.spawn(Again::new(async move {
                     worker.work(guest).await;
                     drop(tracked);
-                });
+                }));
             }
             other => *life = other,
         }

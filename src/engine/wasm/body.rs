@@ -1,0 +1,330 @@
+//! The body of a reply: what a guest has written of it, what it still writes, and what somebody else sends by its way.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::run::{End, Run, Terms};
+use crate::event::{Body, BodyError, Failure};
+
+/// Pieces of a reply that is whole already are made one up to this size, in bytes; larger ones are not copied.
+const JOIN_LIMIT: usize = 32 << 10;
+/// The most pieces that are taken of a reply before its head is sent.
+const AT_FIRST: usize = 64;
+
+/// Why there is no body.
+pub(super) enum Broken<E> {
+    /// The guest failed.
+    Guest(Failure),
+    /// The guest left it so.
+    Body(E),
+}
+
+/// The body that `run`'s guest, whose response is there, writes to `source`; `promised` is its announced length in bytes.
+/// Most guests write a short one without waiting for anybody else: that is taken in one piece, and sent as one.
+///
+/// # Errors
+/// What is wrong with the guest, or with what it wrote, as long as it didn't wait.
+pub(super) async fn begun<S>(mut source: S, mut run: Run, promised: Option<u64>) -> Result<Body, Broken<S::Error>>
+where
+    S: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    S::Error: Into<BodyError>,
+{
+    let mut pieces = Pieces::default();
+    let goes_on = std::future::poll_fn(|cx| Poll::Ready(pieces.gather(&mut source, &mut run, cx))).await?;
+    match goes_on {
+        GoesOn::Nobody => finished(pieces, source, run, promised),
+        GoesOn::Guest => {
+            if let Some(failure) = run.failed() {
+                return Err(Broken::Guest(failure));
+            }
+            run.detach();
+            Ok(pieces.into_body())
+        }
+        GoesOn::Both => Ok(Unfinished::body(pieces, source, run, promised)),
+    }
+}
+
+/// Who goes on after a guest had to wait, or was done.
+enum GoesOn {
+    /// The guest has ended.
+    Nobody,
+    /// The body has ended, and the guest not.
+    Guest,
+    Both,
+}
+
+/// The body of a reply whose guest has not ended: what `source` holds, then what the guest still writes.
+///
+/// It ends well when the source says so or, where the source can't tell, when the guest ends well; and breaks when the
+/// guest fails.
+pub(super) struct Unfinished<S> {
+    /// What comes first.
+    pieces: Pieces,
+    source: S,
+    run: Option<Run>,
+    failure: Option<Failure>,
+    /// How much of the announced content-length is still to come.
+    promised: Option<u64>,
+}
+
+impl<S> Unfinished<S>
+where
+    S: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    S::Error: Into<BodyError>,
+{
+    /// The body that `run` goes on writing to `source` after these `pieces`; `promised` is its announced length in bytes.
+    pub(super) fn body(pieces: Pieces, source: S, run: Run, promised: Option<u64>) -> Body {
+        Body::stream(Self {
+            pieces,
+            source,
+            run: Some(run),
+            failure: None,
+            promised,
+        })
+    }
+
+    /// Lets the guest work. True if it ended.
+    fn work(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(run) = &mut self.run else { return true };
+        match Pin::new(&mut *run).poll(cx) {
+            Poll::Pending => false,
+            Poll::Ready(result) => {
+                if let Err(failure) = result {
+                    run.report(&failure);
+                    self.failure = Some(failure);
+                }
+                self.run = None;
+                true
+            }
+        }
+    }
+
+    fn the_end(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+        if let Some(mut run) = self.run.take() {
+            match run.failed() {
+                // What there is of a body ends with its instance.
+                Some(failure) => {
+                    run.report(&failure);
+                    self.failure = Some(failure);
+                }
+                None => run.detach(),
+            }
+        }
+        self.failure.take().map(|failure| Err(failure.into()))
+    }
+}
+
+impl<S> HttpBody for Unfinished<S>
+where
+    S: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    S::Error: Into<BodyError>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let mut worked = false;
+        loop {
+            let next = match this.pieces.pop() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => Pin::new(&mut this.source).poll_frame(cx),
+            };
+            match next {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let (Some(promised), Some(data)) = (&mut this.promised, frame.data_ref()) {
+                        *promised = promised.saturating_sub(data.len() as u64);
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    this.run = None;
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                Poll::Ready(None) => return Poll::Ready(this.the_end()),
+                Poll::Pending if this.run.is_none() => return Poll::Ready(this.the_end()),
+                Poll::Pending if worked => return Poll::Pending,
+                Poll::Pending => {
+                    this.work(cx);
+                    worked = true;
+                }
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.promised.map(SizeHint::with_exact).unwrap_or_default()
+    }
+}
+
+impl<S> Drop for Unfinished<S> {
+    fn drop(&mut self) {
+        // Whoever counts what was announced doesn't ask for the end; that the client has it all is no reason to stop.
+        if self.promised == Some(0)
+            && let Some(run) = self.run.take()
+        {
+            run.detach();
+        }
+    }
+}
+
+/// The body that `run`'s guest, which has ended, left: `pieces` of it, what is there in `source`, and what somebody else
+/// still sends, where the guest passes on a body that it has from elsewhere. `promised` is its announced length in bytes.
+///
+/// # Errors
+/// The source's, if the guest left it broken.
+pub(super) fn finished<S>(
+    mut pieces: Pieces,
+    mut source: S,
+    run: Run,
+    promised: Option<u64>,
+) -> Result<Body, Broken<S::Error>>
+where
+    S: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    S::Error: Into<BodyError>,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    loop {
+        match Pin::new(&mut source).poll_frame(&mut cx) {
+            Poll::Ready(Some(frame)) => pieces.push(frame.map_err(Broken::Body)?),
+            Poll::Ready(None) => return Ok(pieces.into_body()),
+            Poll::Pending => {
+                return Ok(Body::stream(PassedOn {
+                    pieces,
+                    source,
+                    end: None,
+                    terms: run.terms,
+                    promised,
+                }));
+            }
+        }
+    }
+}
+
+/// A body that comes from elsewhere, and has the time of the event whose guest passed it on.
+struct PassedOn<S> {
+    pieces: Pieces,
+    source: S,
+    end: Option<End>,
+    terms: Terms,
+    promised: Option<u64>,
+}
+
+impl<S> HttpBody for PassedOn<S>
+where
+    S: HttpBody<Data = Bytes> + Unpin,
+    S::Error: Into<BodyError>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(frame) = this.pieces.pop() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut this.source).poll_frame(cx) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let end = this.end.get_or_insert_with(|| this.terms.end());
+        end.as_mut().poll(cx).map(|failure| Some(Err(failure.into())))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.promised.map(SizeHint::with_exact).unwrap_or_default()
+    }
+}
+
+/// Frames that are all there.
+#[derive(Default)]
+pub(super) struct Pieces {
+    frames: VecDeque<Frame<Bytes>>,
+    /// Data that is left, in bytes.
+    length: u64,
+    trailers: bool,
+}
+
+impl Pieces {
+    fn push(&mut self, frame: Frame<Bytes>) {
+        match frame.data_ref() {
+            Some(data) => self.length += data.len() as u64,
+            None => self.trailers = true,
+        }
+        self.frames.push_back(frame);
+    }
+
+    /// Takes what there is in `source`, and what `run`'s guest writes as long as it doesn't wait.
+    fn gather<S>(&mut self, source: &mut S, run: &mut Run, cx: &mut Context<'_>) -> Result<GoesOn, Broken<S::Error>>
+    where
+        S: HttpBody<Data = Bytes> + Unpin,
+    {
+        loop {
+            let before = self.frames.len();
+            while let Poll::Ready(frame) = Pin::new(&mut *source).poll_frame(cx) {
+                match frame {
+                    Some(frame) => self.push(frame.map_err(Broken::Body)?),
+                    None => return Ok(GoesOn::Guest),
+                }
+                if self.length > JOIN_LIMIT as u64 || self.frames.len() > AT_FIRST {
+                    return Ok(GoesOn::Both);
+                }
+            }
+            if self.frames.len() == before {
+                return Ok(GoesOn::Both);
+            }
+            if let Poll::Ready(ended) = Pin::new(&mut *run).poll(cx) {
+                ended.map_err(Broken::Guest)?;
+                return Ok(GoesOn::Nobody);
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Option<Frame<Bytes>> {
+        let frame = self.frames.pop_front()?;
+        if let Some(data) = frame.data_ref() {
+            self.length -= data.len() as u64;
+        }
+        Some(frame)
+    }
+
+    fn into_body(mut self) -> Body {
+        if self.trailers {
+            return Body::stream(self);
+        }
+        let mut data = std::iter::from_fn(|| self.frames.pop_front()).flat_map(Frame::into_data);
+        let first = data.next().unwrap_or_default();
+        if self.length == first.len() as u64 {
+            return first.into();
+        }
+        if self.length <= JOIN_LIMIT as u64 {
+            let mut whole = BytesMut::with_capacity(self.length as usize);
+            whole.extend_from_slice(&first);
+            data.for_each(|piece| whole.extend_from_slice(&piece));
+            return whole.freeze().into();
+        }
+        drop(data);
+        self.frames.push_front(Frame::data(first));
+        Body::stream(self)
+    }
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(self.pop().map(Ok))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.length)
+    }
+}

@@ -26,7 +26,7 @@ use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
-use crate::engine::processors;
+use crate::engine::{process, processors};
 use crate::intake::http::{Served, access_log};
 use crate::machine::reaper;
 use crate::program::manifest::AccessLog;
@@ -118,6 +118,7 @@ fn run_on(threads: usize, command: impl Future<Output = Result<(), CommandError>
     let outcome = runtime.block_on(command);
     // A compiler that is still at work is not waited for.
     runtime.shutdown_background();
+    process::end_all();
     code(outcome)
 }
 

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
@@ -38,6 +39,9 @@ use session::{Kin, kill_session, kin};
 /// How long the last output of a program that has ended may take to arrive. It is in the pipe already, unless a child
 /// that left the session still holds the other end.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How long processes that were killed may take to be gone, at the end of this one.
+const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// Another thread that forks at the wrong moment holds a file that we have just written open for writing, for as long
 /// as its child takes to call execve(2): ETXTBSY, which is over in microseconds.
@@ -82,6 +86,27 @@ static LIVING: Mutex<Vec<(String, Pid)>> = Mutex::new(Vec::new());
 /// The programs that were started and are not done with: their components' names, and who leads their sessions.
 pub fn living() -> Vec<(String, Pid)> {
     LIVING.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Ends all programs when this process is about to end, those too that something in the background still has, and waits
+/// for them to be gone. To be called when nobody else waits for children any more.
+pub fn end_all() {
+    for (_, leader) in living() {
+        // One that is no child any more was reaped, and its number may be another's.
+        if matches!(waitpid(leader, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)) {
+            kill_session(leader);
+        }
+    }
+    let deadline = Instant::now() + LAST_LOOK;
+    // Others were killed a moment ago, and no kill is done when kill(2) returns.
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// A program's place among the [`living`] ones.

@@ -5,6 +5,7 @@
 mod account;
 mod cgroup;
 mod confine;
+mod living;
 mod session;
 
 use std::ffi::OsString;
@@ -13,14 +14,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc;
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
@@ -31,17 +31,16 @@ use super::output::{self, Tail};
 use crate::program::Component;
 use crate::program::limits::Size;
 use account::Accounts;
+use living::Listed;
 
 pub use confine::Confinement;
+pub use living::{end_all, living};
 pub use session::members;
 use session::{Kin, kill_session, kin};
 
 /// How long the last output of a program that has ended may take to arrive. It is in the pipe already, unless a child
 /// that left the session still holds the other end.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-
-/// How long processes that were killed may take to be gone, at the end of this one.
-const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// Another thread that forks at the wrong moment holds a file that we have just written open for writing, for as long
 /// as its child takes to call execve(2): ETXTBSY, which is over in microseconds.
@@ -79,53 +78,6 @@ pub struct Process {
     /// Processes that the kernel had killed on this machine for want of memory when this one was started.
     killed_before: u64,
     _listed: Listed,
-}
-
-static LIVING: Mutex<Vec<(String, Pid)>> = Mutex::new(Vec::new());
-
-/// The programs that were started and are not done with: their components' names, and who leads their sessions.
-pub fn living() -> Vec<(String, Pid)> {
-    LIVING.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-/// Ends all programs when this process is about to end, those too that something in the background still has, and waits
-/// for them to be gone. To be called when nobody else waits for children any more.
-pub fn end_all() {
-    for (_, leader) in living() {
-        // One that is no child any more was reaped, and its number may be another's.
-        if matches!(waitpid(leader, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive)) {
-            kill_session(leader);
-        }
-    }
-    let deadline = Instant::now() + LAST_LOOK;
-    // Others were killed a moment ago, and no kill is done when kill(2) returns.
-    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-        if status == WaitStatus::StillAlive {
-            if Instant::now() >= deadline {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-/// A program's place among the [`living`] ones.
-#[derive(Debug)]
-struct Listed(Pid);
-
-impl Listed {
-    fn new(component: &str, leader: Pid) -> Self {
-        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
-        living.push((component.to_owned(), leader));
-        Self(leader)
-    }
-}
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
-        living.retain(|(_, leader)| *leader != self.0);
-    }
 }
 
 /// How a program ended.

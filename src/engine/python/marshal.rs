@@ -33,14 +33,15 @@ pub fn text(out: &mut BytesMut, value: &str) {
     out.put_slice(value.as_bytes());
 }
 
-/// What JSON has, which Python reads in a tenth of the time in this form.
+/// What JSON has, which an interpreter that has just begun reads in a quarter of the time in this form.
 pub fn value(out: &mut BytesMut, value: &Value) {
     match value {
         Value::Null => none(out),
         Value::Bool(value) => out.put_u8(if *value { b'T' } else { b'F' }),
-        Value::Number(value) => match value.as_u64() {
-            Some(value) => whole(out, value),
-            None => {
+        Value::Number(value) => match (value.as_u64(), value.as_i64()) {
+            (Some(value), _) => whole(out, value, 1),
+            (None, Some(value)) => whole(out, value.unsigned_abs(), -1),
+            (None, None) => {
                 out.put_u8(b'g');
                 out.put_f64_le(value.as_f64().unwrap_or(f64::NAN));
             }
@@ -61,11 +62,11 @@ pub fn value(out: &mut BytesMut, value: &Value) {
     }
 }
 
-/// A whole number of any size, in digits of 15 bits.
-fn whole(out: &mut BytesMut, mut value: u64) {
+/// A whole number of any size, in digits of 15 bits; their count has its `sign`.
+fn whole(out: &mut BytesMut, mut value: u64, sign: i32) {
     out.put_u8(b'l');
     let digits = (u64::BITS - value.leading_zeros()).div_ceil(15);
-    out.put_u32_le(digits);
+    out.put_i32_le(sign * digits as i32);
     for _ in 0..digits {
         out.put_u16_le((value & 0x7fff) as u16);
         value >>= 15;
@@ -188,10 +189,10 @@ mod tests {
     #[test]
     fn writes_what_json_has() {
         let mut out = BytesMut::new();
-        let object = serde_json::json!({"a": [null, true, 1.5], "b": 1u64 << 32, "c": 0, "d": {}});
+        let object = serde_json::json!({"a": [null, true, 1.5], "b": 1u64 << 32, "c": 0, "d": {}, "e": -3});
         value(&mut out, &object);
-        // marshal.loads(...) == {"a": [None, True, 1.5], "b": 1 << 32, "c": 0, "d": {}}
-        let expected = b"{z\x01a[\x03\0\0\0NTg\0\0\0\0\0\0\xf8?z\x01bl\x03\0\0\0\0\0\0\0\x04\0z\x01cl\0\0\0\0z\x01d{00";
+        // marshal.loads(...) == {"a": [None, True, 1.5], "b": 1 << 32, "c": 0, "d": {}, "e": -3}
+        let expected = b"{z\x01a[\x03\0\0\0NTg\0\0\0\0\0\0\xf8?z\x01bl\x03\0\0\0\0\0\0\0\x04\0z\x01cl\0\0\0\0z\x01d{0z\x01el\xff\xff\xff\xff\x03\x000";
         assert_eq!(&out[..], expected);
     }
 

@@ -278,3 +278,18 @@ async fn what_a_venv_beside_the_code_holds_is_there() {
     assert_eq!(found[1], "by a .pth file");
     app.stop();
 }
+
+/// Nobody waits for it when it comes back: that is not when it can be told.
+#[tokio::test]
+async fn a_worker_that_has_blocked_gets_events_again() {
+    let app = plain(&["--workers", "1", "--timeout", "20"]);
+    let address = app.address.clone();
+    let blocking = tokio::spawn(async move { get(&address, "/block?s=0.6").await.status });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let impatient = tokio::time::timeout(Duration::from_millis(150), app.get("/")).await;
+    assert!(impatient.is_err(), "the worker does not block: {impatient:?}");
+    assert_eq!(blocking.await.unwrap(), 200);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(app.get("/").await.status, 200);
+    app.stop();
+}

@@ -250,10 +250,15 @@ impl Channel {
         self.streams().open.len()
     }
 
+    /// When the worker was last heard: another number each time that is a millisecond later.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
     /// How long nothing has been heard of the worker.
     pub fn silence(&self) -> Duration {
         let now = self.began.elapsed().as_millis() as u64;
-        Duration::from_millis(now.saturating_sub(self.heard.load(Ordering::Relaxed)))
+        Duration::from_millis(now.saturating_sub(self.heard()))
     }
 
     /// Asks the worker for a sign of life and waits for one (any frame is) for at most `patience`.

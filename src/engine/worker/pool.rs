@@ -1,7 +1,7 @@
 //! The workers of one component: which of them gets an event, when there are more, and what happens when one ends.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ const SILENCE: Duration = Duration::from_millis(100);
 
 /// How long it may take to answer that: its loop runs, if it runs, many times in this.
 const ANSWER: Duration = Duration::from_millis(20);
+
+/// No time at which a worker was heard.
+const NOT_BLOCKED: u64 = u64::MAX;
 
 /// How often it is looked again whether a worker that blocked has come back.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -74,8 +77,8 @@ struct Down {
 
 struct Worker {
     channel: Arc<Channel>,
-    /// It did not answer; until it is heard again it gets nothing.
-    blocked: AtomicBool,
+    /// It did not answer: when it was last heard before that. Until it is heard again it gets nothing.
+    blocked: AtomicU64,
     /// Events until it is replaced; `None` where it never is.
     left: Option<AtomicI64>,
     /// It has been replaced: it is to end when its events have.
@@ -166,10 +169,11 @@ impl Pool {
                 Choice::Give(worker) => return Ok(self.count(worker)),
                 Choice::Refuse(failure) => return Err(failure),
                 Choice::Ask(worker) => {
+                    let heard = worker.channel.heard();
                     if worker.channel.answers(ANSWER).await {
                         return Ok(self.count(worker));
                     }
-                    worker.blocked.store(true, Ordering::Relaxed);
+                    worker.blocked.store(heard, Ordering::Relaxed);
                 }
                 Choice::Wait => {
                     if began.get_or_insert_with(Instant::now).elapsed() >= self.settings.event_timeout {
@@ -290,7 +294,7 @@ impl Pool {
     fn adopt(self: Arc<Self>, interpreter: Interpreter) {
         let worker = Arc::new(Worker {
             channel: interpreter.channel,
-            blocked: AtomicBool::new(false),
+            blocked: AtomicU64::new(NOT_BLOCKED),
             left: self.share().map(AtomicI64::new),
             replaced: CancellationToken::new(),
         });
@@ -492,14 +496,16 @@ impl State {
 }
 
 impl Worker {
-    /// Whether it may get events: one that blocked may again once it was heard.
+    /// Whether it may get events: one that blocked may again once it was heard, which it is in any case, since it has been
+    /// asked. That may be long before anybody looks.
     fn answers(&self) -> bool {
-        if !self.blocked.load(Ordering::Relaxed) {
+        let blocked = self.blocked.load(Ordering::Relaxed);
+        if blocked == NOT_BLOCKED {
             return true;
         }
-        let back = self.channel.silence() < SILENCE;
+        let back = self.channel.heard() != blocked;
         if back {
-            self.blocked.store(false, Ordering::Relaxed);
+            self.blocked.store(NOT_BLOCKED, Ordering::Relaxed);
         }
         back
     }

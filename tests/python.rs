@@ -1,5 +1,6 @@
 //! Python programs as people write them: ASGI by the specification, FastAPI, lifespan, and programs with bad manners.
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -291,5 +292,33 @@ async fn a_worker_that_has_blocked_gets_events_again() {
     assert_eq!(blocking.await.unwrap(), 200);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(app.get("/").await.status, 200);
+    app.stop();
+}
+
+/// What becomes of an upload that the client breaks off, or cuts into something that is no body.
+#[tokio::test]
+async fn an_upload_that_breaks_off_is_over_at_once() {
+    let folder = folder_with(
+        "main.py",
+        "async def app(scope, receive, send):\n    assert scope['type'] == 'http'\n    more = scope['method'] == 'POST'\n    \
+         while more:\n        event = await receive()\n        if event['type'] == 'http.disconnect':\n            \
+         print('told of it')\n            return\n        more = event['more_body']\n    \
+         await send({'type': 'http.response.start', 'status': 200})\n    \
+         await send({'type': 'http.response.body', 'body': b'whole'})\n",
+    );
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let head = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+    let mut client = std::net::TcpStream::connect(&app.address).unwrap();
+    client.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    write!(client, "{head}4\r\nfour\r\nnonsense\r\n").unwrap();
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 400 "), "{reply}");
+    app.wait_for("told of it");
+    let mut client = std::net::TcpStream::connect(&app.address).unwrap();
+    write!(client, "{head}4\r\nfour\r\n").unwrap();
+    drop(client);
+    app.wait_for("400 POST / ");
+    assert_eq!(app.get("/").await.text(), "whole");
     app.stop();
 }

@@ -13,14 +13,18 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::channel::Channel;
 use super::frame::{self, Kind, PIECE, TELL};
-use crate::event::{Body, BodyError};
+use crate::event::{Body, BodyError, Failure, FailureKind};
 
 /// Sends a request's body, as fast as the worker takes it.
 pub async fn pump(channel: Arc<Channel>, stream: u32, mut body: Body, window: Arc<Semaphore>) {
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else {
-            // The client is gone in the middle of its request: to the program, a disconnect.
-            return channel.send(|out| frame::put(out, Kind::Cancel, stream, b""));
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                // The client is gone in the middle of its request: to the program, a disconnect, which it owes no reply.
+                let message = format!("the request's body broke off: {error}");
+                return channel.finish_and_cancel(stream, Failure::new(FailureKind::BadEvent, message));
+            }
         };
         let Ok(mut data) = frame.into_data() else { continue };
         while !data.is_empty() {

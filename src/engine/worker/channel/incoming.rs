@@ -184,7 +184,7 @@ impl Channel {
     }
 
     /// Ends an event that the worker still has.
-    pub(super) fn finish_and_cancel(&self, id: u32, failure: Failure) {
+    pub(in crate::engine::worker) fn finish_and_cancel(&self, id: u32, failure: Failure) {
         self.finish(id, Err(failure));
         self.send(|out| frame::put(out, Kind::Cancel, id, b""));
     }

@@ -1,5 +1,7 @@
 //! Plain functions: `def handler(event, context)` and `async def`.
 
+use std::io::{Read, Write};
+
 use polyinit::wire::{EventAnswer, Scope};
 use serde_json::json;
 
@@ -150,4 +152,32 @@ async fn what_is_no_program_is_told_with_what_was_looked_for() {
         assert!(line.contains("a WSGI application (environ, start_response)"), "{line}");
         assert_eq!(running.end().0.code(), Some(1));
     }
+}
+
+#[tokio::test]
+async fn a_piece_may_be_empty() {
+    let folder = folder_with(
+        "main.py",
+        "async def handler(event, context):\n    async def pieces():\n        \
+         for piece in ('', 'one ', '', b'', 'two'):\n            yield piece\n    return pieces()\n",
+    );
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    assert_eq!(app.get("/").await.text(), "one two");
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_generator_is_closed_when_its_client_has_gone() {
+    let folder = folder_with(
+        "main.py",
+        "import time\ndef handler(event, context):\n    def ticks():\n        try:\n            while True:\n                \
+         yield 'tick\\n'\n                time.sleep(0.01)\n        finally:\n            print('closed')\n    return ticks()\n",
+    );
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let mut client = std::net::TcpStream::connect(&app.address).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    client.read_exact(&mut [0; 100]).unwrap();
+    drop(client);
+    app.wait_for("closed");
+    app.stop();
 }

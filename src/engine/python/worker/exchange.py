@@ -108,6 +108,8 @@ class Exchange:
         """Sends a part of the body in pieces, as fast as it is taken; the last one as a frame of `kind`."""
         worker = self.worker
         channel = worker.channel
+        if self.disconnected:
+            raise Disconnected("the client is gone")
         if kind == PIECE and type(body) is bytes and len(body) <= min(self.credit, PIECE_BYTES):
             self.credit -= len(body)
             channel.write_piece(self.stream, body)

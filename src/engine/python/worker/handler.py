@@ -195,7 +195,7 @@ class Call(Exchange):
         try:
             if inspect.isasyncgen(generator):
                 async for piece in generator:
-                    await self.send_body(piece_of(piece))
+                    await self.send_piece(piece)
             else:
                 loop, threads = self.worker.loop, self.handler.threads or Threads(self.worker.loop)
                 while True:
@@ -204,10 +204,15 @@ class Call(Exchange):
                     piece = await done
                     if piece is END:
                         break
-                    await self.send_body(piece_of(piece))
+                    await self.send_piece(piece)
         finally:
             await generator.aclose() if inspect.isasyncgen(generator) else generator.close()
         self.send_end()
+
+    async def send_piece(self, piece):
+        # An empty one is a way to say nothing, and no frame.
+        if piece or self.disconnected:
+            await self.send_body(piece.encode() if isinstance(piece, str) else piece)
 
     def disconnect(self, reason):
         Exchange.disconnect(self, reason)
@@ -251,10 +256,6 @@ def settle(future, result, error):
         future.set_exception(error)
     else:
         future.set_result(result)
-
-
-def piece_of(piece):
-    return piece.encode() if isinstance(piece, str) else piece
 
 
 def encode_body(value):

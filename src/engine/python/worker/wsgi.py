@@ -170,7 +170,8 @@ class Call:
         if not self.begun:
             self.begun = True
             self.threads.call(self.exchange.send_head, self.status, self.headers)
-        self.threads.wait_for(self.exchange.send_body(piece))
+        if len(piece) > 0:
+            self.threads.wait_for(self.exchange.send_body(piece))
 
 
 def finish(exchange, step=None, *arguments):

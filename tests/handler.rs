@@ -181,3 +181,35 @@ async fn a_generator_is_closed_when_its_client_has_gone() {
     app.wait_for("closed");
     app.stop();
 }
+
+/// A message's answer has no pieces, and may be as large as an event.
+#[tokio::test]
+async fn a_messages_answer_may_be_large() {
+    for (name, entrypoint, program) in [
+        (
+            "main.py",
+            "main:handler",
+            "def handler(event, context):\n    return 'x' * event['message']\n",
+        ),
+        (
+            "main.mjs",
+            "main.mjs",
+            "export const handler = (event) => 'x'.repeat(event.message);\n",
+        ),
+    ] {
+        let folder = folder_with(name, program);
+        let guest = Guest::start(&["--event-limit", "33554432"]).await;
+        let answer = guest
+            .configure(&configuration_for(folder.path(), "asgi", entrypoint))
+            .await;
+        assert_eq!(answer, polyinit::wire::ConfigurationAnswer::Success);
+        let ask = async |length: usize| guest.event(&Scope::Message(length.to_string())).await;
+        assert!(matches!(ask(10_000_000).await, EventAnswer::Value(value) if value.len() == 10_000_000));
+        let EventAnswer::Failure { error, .. } = ask(17_000_000).await else {
+            panic!("{name}: no failure")
+        };
+        assert!(error.contains("17000000 bytes"), "{name}: {error}");
+        assert!(matches!(ask(1).await, EventAnswer::Value(value) if &value[..] == b"x"));
+        guest.stop().await;
+    }
+}

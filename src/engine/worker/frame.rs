@@ -12,9 +12,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 /// Length of what stands before each payload, in bytes.
 pub const HEADER: usize = 9;
 
-/// The largest payload that either side may send, in bytes. Bodies travel in pieces of [`PIECE`] at most; a head or a
-/// traceback beyond this is a worker gone mad.
-pub const PAYLOAD_LIMIT: usize = 4 << 20;
+/// The largest payload that either side may send, in bytes: the answer to a message, which goes as a whole. Bodies travel
+/// in pieces of [`PIECE`] at most; a head or a traceback beyond this is a worker gone mad.
+pub const PAYLOAD_LIMIT: usize = 16 << 20;
 
 /// The largest piece of a body that is sent as one frame, in bytes.
 pub const PIECE: usize = 128 << 10;

@@ -6,6 +6,8 @@
   // As in frame.rs: the largest piece of a body, and how many bytes of one may be on their way.
   const PIECE_BYTES = 128 << 10;
   const WINDOW_BYTES = 512 << 10;
+  // The largest payload, which the answer to a message may be.
+  const PAYLOAD_BYTES = 16 << 20;
   const EMPTY = Buffer.alloc(0);
 
   const exchanges = new Map();
@@ -133,6 +135,9 @@
 
     replyValue(bytes) {
       if (this.isOver) return;
+      if (bytes.length > PAYLOAD_BYTES) {
+        throw new RangeError(`the answer to the message has ${bytes.length} bytes, where ${PAYLOAD_BYTES} is the limit`);
+      }
       this.replied = true;
       channel.write(kinds.VALUE, this.stream, bytes);
     }

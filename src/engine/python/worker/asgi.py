@@ -9,7 +9,7 @@ import json
 import marshal
 import sys
 
-from .channel import VALUE, WHOLE_BYTES, sleep_in, wake
+from .channel import WHOLE_BYTES, sleep_in
 from .exchange import Disconnected, Exchange
 from .output import EVENT
 from .report import last_line, own_traceback
@@ -182,12 +182,7 @@ class MessageExchange(HttpExchange):
         if self.finished or isinstance(message, dict) and message.get("type") == "http.response.start":
             return
         value = message.get("body", message) if isinstance(message, dict) else message
-        self.answer(value)
-
-    def answer(self, value):
-        self.worker.channel.write(VALUE, self.stream, encode_value(value))
-        self.finished = True
-        wake(self.waiters)
+        self.send_value(encode_value(value))
 
 
 def encode_value(value):

@@ -20,6 +20,8 @@ FIRST_BYTES = 64 << 10
 # As in frame.rs: the largest piece of a body, and how many bytes of one may be on their way.
 PIECE_BYTES = 128 << 10
 WINDOW_BYTES = 512 << 10
+# As in frame.rs: the largest payload, which the answer to a message may be.
+PAYLOAD_BYTES = 16 << 20
 # So much is taken before the other side is told of it.
 TELL_BYTES = WINDOW_BYTES // 4
 # A reply up to this goes as one frame.

@@ -6,8 +6,8 @@ What is common to every interface. All of it belongs to the loop's thread.
 import marshal
 from collections import deque
 
-from .channel import (END, FAILED, HEAD, LENGTH, PIECE, PIECE_BYTES, REPLY, TAKEN, TELL_BYTES, WINDOW_BYTES, sleep_in,
-                      wake)
+from .channel import (END, FAILED, HEAD, LENGTH, PAYLOAD_BYTES, PIECE, PIECE_BYTES, REPLY, TAKEN, TELL_BYTES, VALUE,
+                      WINDOW_BYTES, sleep_in, wake)
 from .report import fault
 
 
@@ -134,6 +134,14 @@ class Exchange:
         self.finished = True
         payload = encode_head(200, trailers, b"") if trailers else b""
         self.worker.channel.write(END, self.stream, payload)
+        wake(self.waiters)
+
+    def send_value(self, value):
+        """Answers a message."""
+        if len(value) > PAYLOAD_BYTES:
+            raise ValueError(f"the answer to the message has {len(value)} bytes, where {PAYLOAD_BYTES} is the limit")
+        self.finished = True
+        self.worker.channel.write(VALUE, self.stream, value)
         wake(self.waiters)
 
     def fail(self, message, text):

@@ -12,7 +12,7 @@ import time
 from urllib.parse import parse_qsl
 
 from .asgi import encode_value
-from .channel import VALUE, WHOLE_BYTES
+from .channel import WHOLE_BYTES
 from .exchange import Disconnected, Exchange
 from .output import EVENT
 from .report import last_line, own_traceback
@@ -233,8 +233,7 @@ class Message(Call):
         return {"type": "aleph.message", "body": text, "message": message}
 
     async def answer(self, value):
-        self.worker.channel.write(VALUE, self.stream, encode_value(value))
-        self.finished = True
+        self.send_value(encode_value(value))
 
 
 END = object()

@@ -315,3 +315,24 @@ async fn every_form_runs_on_the_newest_node() {
         app.stop();
     }
 }
+
+#[tokio::test]
+async fn what_an_abort_leads_to_is_its_events_affair() {
+    let program = "export default { async fetch(request) {\n  if (request.url.endsWith('/pid')) return new Response(String(process.pid));\n  \
+                   request.signal.addEventListener('abort', () => { throw new Error('thrown by a listener'); });\n  \
+                   console.log('waits');\n  await new Promise(() => {});\n} };\n";
+    let folder = folder_with("main.mjs", program);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let before = app.get("/pid").await.text();
+    let mut client = tokio::net::TcpStream::connect(&app.address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    app.wait_for("waits");
+    drop(client);
+    let line = app.wait_for("thrown by a listener");
+    assert!(line.contains("#2 | "), "not told as the event's own: {line}");
+    assert_eq!(app.get("/pid").await.text(), before);
+    // It goes on for ever, and is not waited for.
+    drop(app);
+}

@@ -75,25 +75,34 @@
     }
 
     fail(error) {
-      if (this.cancelled) return;
       const text = account(error);
-      if (this.replied) {
-        // The event's own lines are marked as such, whoever calls.
-        current.run(this, () => process.stderr.write(text + "\n"));
-        return;
-      }
+      // That nobody waits is the reason of most errors then, but not of all.
+      if (this.cancelled) return error?.name === "AbortError" ? undefined : this.tell(text);
+      if (this.replied) return this.tell(text);
       this.replied = true;
       channel.write(kinds.FAILED, this.stream, fault(summary(error), text));
       this.wake?.();
     }
 
+    /** Writes to the log: the event's own lines are marked as such, whoever calls. */
+    tell(text) {
+      current.run(this, () => process.stderr.write(text + "\n"));
+    }
+
     cancel() {
       this.cancelled = true;
       this.wake?.();
-      const reason = new DOMException("the client has gone", "AbortError");
-      this.body?.break(reason);
-      this.reader?.cancel(reason);
-      this.controller?.abort(reason);
+      // What the program does when it hears of that is a part of the event, errors included.
+      current.run(this, () => {
+        const reason = new DOMException("the client has gone", "AbortError");
+        try {
+          this.body?.break(reason);
+          this.reader?.cancel(reason);
+          this.controller?.abort(reason);
+        } catch (error) {
+          this.fail(error);
+        }
+      });
     }
 
     get signal() {

@@ -336,3 +336,15 @@ async fn what_an_abort_leads_to_is_its_events_affair() {
     // It goes on for ever, and is not waited for.
     drop(app);
 }
+
+#[tokio::test]
+async fn what_goes_on_behind_a_reply_does_not_fail_it() {
+    let program = "export default { async fetch(request, env, context) {\n  \
+                   context.waitUntil(Promise.reject(new Error('no metrics')));\n  \
+                   await new Promise((done) => setTimeout(done, 20));\n  return new Response('fine');\n} };\n";
+    let folder = folder_with("main.mjs", program);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    assert_eq!(app.get("/").await.text(), "fine");
+    app.wait_for("no metrics");
+    app.stop();
+}

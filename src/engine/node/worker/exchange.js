@@ -116,7 +116,7 @@
     waitUntil(promise) {
       this.pending += 1;
       Promise.resolve(promise)
-        .catch((error) => this.fail(error))
+        .catch((error) => this.tell(account(error)))
         .then(() => {
           this.pending -= 1;
           if (this.isOver) this.settle();

@@ -348,3 +348,19 @@ async fn what_goes_on_behind_a_reply_does_not_fail_it() {
     app.wait_for("no metrics");
     app.stop();
 }
+
+/// Whoever is replaced still owes the end of what it has begun.
+#[tokio::test]
+async fn a_reply_is_whole_though_its_worker_is_replaced() {
+    let program = "export default { fetch() {\n  let left = 20;\n  return new Response(new ReadableStream({ async pull(to) {\n    \
+                   if (left-- === 0) return to.close();\n    await new Promise((done) => setTimeout(done, 5));\n    \
+                   to.enqueue(new Uint8Array(400_000));\n  } }));\n} };\n";
+    let manifest = "[components.app]\nsource = \"main.mjs\"\nmax_requests = 1\nworkers = 1\n";
+    let folder = folder_with("polyinit.toml", manifest);
+    std::fs::write(folder.path().join("main.mjs"), program).unwrap();
+    let app = Served::start(folder.path(), &[]);
+    for _ in 0..15 {
+        assert_eq!(app.get("/").await.body.len(), 8_000_000);
+    }
+    app.stop();
+}

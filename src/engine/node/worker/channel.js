@@ -29,6 +29,8 @@
     scheduled: false,
     // While the socket takes no more, libuv has the rest of what was to be written.
     blocked: false,
+    // To be called once it has not.
+    waiter: null,
 
     open() {
       const buffer = Buffer.allocUnsafeSlow(READ_BYTES);
@@ -150,7 +152,16 @@
       this.socket.write(rest, () => {
         this.blocked = false;
         this.flush();
+        if (this.blocked || this.waiter === null) return;
+        const { waiter } = this;
+        this.waiter = null;
+        waiter();
       });
+    },
+
+    /** Calls `then` when nothing is left to be written. */
+    whenWritten(then) {
+      this.waiter = then;
     },
 
     /** For the last words of a process that is about to end. */

@@ -42,6 +42,8 @@
   /** Ends as the program wants to, if it listens to SIGTERM. */
   function leaveIfIdle() {
     if (exchanges.size > 0) return;
+    // What is on its way still has to get there.
+    if (channel.blocked) return channel.whenWritten(leaveIfIdle);
     channel.flushNow();
     if (process.listenerCount("SIGTERM") === 0) process.exit(0);
     channel.socket.unref();

@@ -364,3 +364,13 @@ async fn a_reply_is_whole_though_its_worker_is_replaced() {
     }
     app.stop();
 }
+
+#[tokio::test]
+async fn what_a_response_was_given_may_be_changed_afterwards() {
+    let program = "export default { fetch() {\n  const bytes = Buffer.from('as it was');\n  const response = new Response(bytes);\n  \
+                   bytes.fill('x');\n  return response;\n} };\n";
+    let folder = folder_with("main.mjs", program);
+    let app = Served::start(folder.path(), &[]);
+    assert_eq!(app.get("/").await.text(), "as it was");
+    app.stop();
+}

@@ -44,8 +44,8 @@
         this.#statusText = this.#own.statusText;
         return;
       }
-      // What was given may be changed afterwards.
-      this.#body = body === null || isText ? body : body instanceof ArrayBuffer ? body.slice(0) : body.slice();
+      // What was given may be changed afterwards; and a Buffer's own slice is no copy.
+      this.#body = body === null || isText ? body : body instanceof ArrayBuffer ? body.slice(0) : new Uint8Array(body);
       if (init !== undefined) {
         if (init.status !== undefined) this.#status = init.status;
         if (init.statusText !== undefined) this.#statusText = init.statusText;

@@ -374,3 +374,15 @@ async fn what_a_response_was_given_may_be_changed_afterwards() {
     assert_eq!(app.get("/").await.text(), "as it was");
     app.stop();
 }
+
+#[tokio::test]
+async fn a_handlers_headers_are_those_of_the_request() {
+    let folder = folder_with("main.mjs", "export const handler = (event) => event.headers;\n");
+    let app = Served::start(folder.path(), &[]);
+    let headers = app.ask("/", &[("constructor", "a"), ("__proto__", "b")]).await.json();
+    assert_eq!(
+        (&headers["constructor"], &headers["__proto__"]),
+        (&"a".into(), &"b".into())
+    );
+    app.stop();
+}

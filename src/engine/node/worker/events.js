@@ -153,12 +153,14 @@
       const mark = this.target.indexOf("?");
       const path = mark < 0 ? this.target : this.target.slice(0, mark);
       const queryString = mark < 0 ? "" : this.target.slice(mark + 1);
-      const headers = {};
+      // Any token is a field's name, `__proto__` and `constructor` included.
+      const headers = new Map();
       const { fields } = this;
       for (let index = 0; index < fields.length; index += 2) {
         const name = fields[index];
         const between = name === "cookie" ? "; " : ", ";
-        headers[name] = headers[name] === undefined ? fields[index + 1] : headers[name] + between + fields[index + 1];
+        const before = headers.get(name);
+        headers.set(name, before === undefined ? fields[index + 1] : before + between + fields[index + 1]);
       }
       return {
         type: "http",
@@ -166,7 +168,7 @@
         path: decoded(path),
         query: queryOf(queryString),
         query_string: queryString,
-        headers,
+        headers: Object.fromEntries(headers),
         body,
         client: this.client,
       };

@@ -479,3 +479,30 @@ async fn halt_takes_less_than_the_host_waits_whatever_the_program_does() {
         assert!(took < Duration::from_secs(5), "{path}: {took:?}");
     }
 }
+
+/// A host that is in a hurry says it again; so does whoever sends a signal as well.
+#[tokio::test]
+async fn a_second_halt_takes_nothing_from_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("shut down");
+    let guest = Guest::start(&[]).await;
+    let code = format!(
+        "import asyncio\nasync def app(scope, receive, send):\n    if scope['type'] == 'lifespan':\n        \
+         for word in ('startup', 'shutdown'):\n            await receive()\n            \
+         await send({{'type': f'lifespan.{{word}}.complete'}})\n        open({file:?}, 'w').close()\n        return\n    \
+         await asyncio.sleep(1)\n    await send({{'type': 'http.response.start', 'status': 200}})\n    \
+         await send({{'type': 'http.response.body'}})\n"
+    );
+    assert_eq!(guest.configure(&plain(&code)).await, ConfigurationAnswer::Success);
+    let mut event = guest.connect().await;
+    event.write_all(b"CONNECT 52\n").await.unwrap();
+    let scope = http_scope("GET", "/", "").encode().unwrap();
+    event.write_all(&scope).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut first = guest.connect().await;
+    first.write_all(b"CONNECT 52\nhalt").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (said, _) = guest.halt().await;
+    assert_eq!(said, b"STOP\nSTOPZ\n");
+    assert!(file.exists(), "the program was not told to shut down");
+}

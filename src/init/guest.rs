@@ -66,7 +66,7 @@ enum State {
     Unconfigured,
     Configuring,
     Running(Arc<Router>),
-    /// With what is still to be stopped.
+    /// With what is to be stopped.
     Halted(Option<Arc<Router>>),
 }
 
@@ -306,13 +306,15 @@ impl aleph::Guest for Guest {
         let mut state = self.state();
         *state = match std::mem::replace(&mut *state, State::Halted(None)) {
             State::Running(router) => State::Halted(Some(router)),
+            // A host may say it twice, or a signal may come as well: each waits until all has ended.
+            halted @ State::Halted(_) => halted,
             _ => State::Halted(None),
         };
     }
 
     async fn halt(&self) {
-        let router = match &mut *self.state() {
-            State::Halted(router) => router.take(),
+        let router = match &*self.state() {
+            State::Halted(router) => router.clone(),
             _ => None,
         };
         let spent = self.closed.get().map_or(Duration::ZERO, Instant::elapsed);

@@ -9,7 +9,10 @@ pub(super) mod problem;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -87,9 +90,13 @@ pub async fn serve(
             },
             () = shutdown.cancelled() => break,
         };
+        let asked = Arc::new(AtomicBool::new(false));
         let service = {
-            let (handler, options) = (handler.clone(), options.clone());
-            service_fn(move |request| answer(request, client, server, handler.clone(), options.clone()))
+            let (handler, options, asked) = (handler.clone(), options.clone(), asked.clone());
+            service_fn(move |request| {
+                asked.store(true, Ordering::Relaxed);
+                answer(request, client, server, handler.clone(), options.clone())
+            })
         };
         let mut builder = connections();
         builder.http2().enable_connect_protocol();
@@ -99,14 +106,36 @@ pub async fn serve(
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A client that goes away or sends nonsense is that client's affair.
-            if let Err(error) = Again::new(connection).await {
-                tracing::debug!(%client, "connection ended: {error}");
+            match Again::new(unless_silent(connection, &asked, HEAD_TIMEOUT)).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => tracing::debug!(%client, "connection ended: {error}"),
+                None => tracing::debug!(%client, "connection ended: nothing was asked for"),
             }
         });
     }
     drop(listener);
     let _ = tokio::time::timeout(options.grace, graceful.shutdown()).await;
     Ok(())
+}
+
+/// The output of `connection`; `None` if nothing was `asked` for within `limit`. hyper has a limit of its own only from when
+/// it knows which HTTP it is, which a client can keep it from by saying nothing.
+async fn unless_silent<C: Future>(connection: C, asked: &AtomicBool, limit: Duration) -> Option<C::Output> {
+    let mut connection = pin!(connection);
+    let mut patience = Some(Box::pin(tokio::time::sleep(limit)));
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(output) = connection.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        if asked.load(Ordering::Relaxed) {
+            patience = None;
+        }
+        match &mut patience {
+            Some(patience) => patience.as_mut().poll(cx).map(|()| None),
+            None => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// How a connection is served, HTTP/1.1 and HTTP/2 alike.
@@ -212,4 +241,22 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, Failure> {
             format!("can't listen on {address}: {error}{hint}"),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn a_connection_has_no_end_once_something_was_asked_for() {
+        let asked = AtomicBool::new(false);
+        assert_eq!(unless_silent(std::future::pending::<()>(), &asked, SOON).await, None);
+        let later = async {
+            asked.store(true, Ordering::Relaxed);
+            tokio::time::sleep(3 * SOON).await;
+        };
+        assert_eq!(unless_silent(later, &asked, SOON).await, Some(()));
+    }
 }

@@ -285,3 +285,24 @@ fn mistakes_are_told_before_anything_is_served() {
         );
     }
 }
+
+/// What says why must not be lost because the client is still sending.
+#[tokio::test]
+async fn who_sends_too_much_is_told_so() {
+    let (_folder, app) = app("body_limit = 10", &[]);
+    let body = vec![b'x'; 8 << 20];
+    for _ in 0..3 {
+        let mut stream = std::net::TcpStream::connect(&app.address).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        stream.write_all(&body).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
+    }
+    app.stop();
+}

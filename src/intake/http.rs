@@ -5,6 +5,7 @@ mod extended;
 mod head_timer;
 mod middleware;
 pub(super) mod problem;
+mod upload;
 
 use std::convert::Infallible;
 use std::io;
@@ -163,7 +164,7 @@ async fn answer(
     options: Arc<Options>,
 ) -> Result<Response<Body>, Infallible> {
     let began = Instant::now();
-    let mut request = request.map(Body::stream);
+    let mut request = upload::take(request);
     let is_extended = extended::unfold(&mut request);
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let mut context = Context::next();

@@ -267,3 +267,24 @@ def serve(client, head, rest):
     assert!(head.contains(&own), "{head}");
     raw.app.stop();
 }
+
+/// A target that is whole says whom it is for, and not the field beside it (RFC 9112, section 3.2.2).
+#[tokio::test]
+async fn the_host_is_that_of_the_target() {
+    let raw = Raw::start("def serve(client, head, rest):\n    reply(client, head)");
+    let request = "GET http://real.example/path HTTP/1.1\r\nHost: other.example\r\n\r\n";
+    let said = raw.exchange(request, |said| said.contains("X-Forwarded-Host")).await;
+    assert!(said.contains("GET /path HTTP/1.1\r\nHost: real.example\r\n"), "{said}");
+    assert!(!said.contains("other.example"), "{said}");
+    raw.app.stop();
+}
+
+/// Whom it is for would be another one for each who reads it (RFC 9112, section 3.2).
+#[tokio::test]
+async fn a_request_with_two_hosts_is_none() {
+    let raw = Raw::start("def serve(client, head, rest):\n    reply(client, head)");
+    let request = "GET / HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n\r\n";
+    let said = raw.exchange(request, |said| said.contains("\r\n\r\n")).await;
+    assert!(said.starts_with("HTTP/1.1 400 "), "{said}");
+    raw.app.stop();
+}

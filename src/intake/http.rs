@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::header::HOST;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -165,6 +166,7 @@ async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let began = Instant::now();
     let mut request = upload::take(request);
+    let named = name_host(&mut request);
     let is_extended = extended::unfold(&mut request);
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let mut context = Context::next();
@@ -172,9 +174,10 @@ async fn answer(
     context.server = Some(server);
     let given = |request| give(request, context.clone(), &handler, options.reveal);
     let asked = options.around.now();
-    let response = match asked.as_deref().and_then(Asked::middleware) {
-        None => given(request).await,
-        Some(middleware) => middleware.around(request, context.id, Some(client.ip()), given).await,
+    let response = match (named, asked.as_deref().and_then(Asked::middleware)) {
+        (Err(failure), _) => problem::response_with(failure, options.reveal),
+        (Ok(()), None) => given(request).await,
+        (Ok(()), Some(middleware)) => middleware.around(request, context.id, Some(client.ip()), given).await,
     };
     let response = if is_extended {
         extended::fold(response)
@@ -192,6 +195,28 @@ async fn answer(
         access_log: asked.as_deref().and_then(Asked::access_log),
     });
     Ok(response)
+}
+
+/// Has the `Host` of a request be whom its target names, where that is whole (RFC 9112, section 3.2.2; RFC 9113, section
+/// 8.3.1): whoever reads the one reads the other.
+///
+/// # Errors
+/// There are several.
+fn name_host(request: &mut Request<Body>) -> Result<(), Failure> {
+    let authority = request
+        .uri()
+        .authority()
+        .filter(|_| request.method() != Method::CONNECT);
+    // Without a user and a password, which belong to nobody else (RFC 9110, section 4.2.4).
+    let named = authority.and_then(|authority| HeaderValue::try_from(authority.as_str().rsplit('@').next()?).ok());
+    let headers = request.headers_mut();
+    if let Some(named) = named {
+        headers.insert(HOST, named);
+    }
+    match headers.get_all(HOST).iter().nth(1) {
+        None => Ok(()),
+        Some(_) => Err(Failure::new(FailureKind::BadEvent, "the request names several hosts")),
+    }
 }
 
 /// Hands the request to the router; what comes back as a response, with the failure in its extensions where it is one.

@@ -167,3 +167,29 @@ pub async fn shop_works(address: &str) {
         nowhere.text()
     );
 }
+
+/// A terminal that is closed is a way to end it, too: nothing of the program may be left then.
+#[tokio::test]
+async fn ends_all_when_its_terminal_is_closed() {
+    let script = "#!/bin/sh\npython3 -m http.server $PORT --bind 127.0.0.1 &\nwait\n";
+    let folder = crate::support::executable("server", script);
+    let app = Served::launch(folder.path().join("server"), &[]);
+    app.wait_for("serving on http://");
+    app.signal(Signal::SIGHUP);
+    let (status, output) = app.end();
+    assert_eq!(status.code(), Some(0), "{output}");
+}
+
+/// `nohup polyinit serve` is to go on.
+#[tokio::test]
+async fn goes_on_where_hangups_are_ignored() {
+    let folder = folder_with("main.py", HELLO);
+    let serve = ["serve", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let app = crate::support::Running::start_under(&["nohup"], &serve);
+    let line = app.wait_for("serving on http://");
+    app.signal(Signal::SIGHUP);
+    let address = line.rsplit('/').next().unwrap();
+    assert_eq!(crate::support::get(address, "/").await.status, 200);
+    app.interrupt();
+    app.end();
+}

@@ -109,7 +109,10 @@ async fn a_circle_comes_to_an_end() {
     let app = Served::start(folder.path(), &[]);
     let (status, told) = ask(&app, "/loop").await;
     assert_eq!(status, 508);
-    assert!(told.contains("more than 8 deep"), "{told}");
+    assert!(
+        told.contains("32 calls between components are under way for one request"),
+        "{told}"
+    );
     assert_eq!(ask(&app, "/socket/back.internal").await.0, 200);
     app.stop();
 }
@@ -215,7 +218,7 @@ def handler(event, context):
     let ended = app.get("/round").await;
     let told = ended.text();
     assert!(
-        ended.status >= 500 && (told.contains("LoopDetected") || told.contains("more than 8 deep")),
+        ended.status >= 500 && (told.contains("LoopDetected") || told.contains("under way for one request")),
         "{}: {told}",
         ended.status
     );
@@ -234,5 +237,44 @@ async def app(scope, receive, send):
     let folder = folder_with("main.py", code);
     let app = Served::start(folder.path(), &[]);
     assert_eq!(app.get("/").await.text(), "False");
+    app.stop();
+}
+
+/// Asks the other component twenty times at once, on behalf of one request.
+const MANY: &str = "\
+import asyncio, os
+
+async def ask(trace):
+    reader, writer = await asyncio.open_unix_connection(os.environ['POLYINIT_SOCKET'])
+    writer.write(b'GET / HTTP/1.1\\r\\nhost: back.internal\\r\\nconnection: close\\r\\ntraceparent: ' + trace + b'\\r\\n\\r\\n')
+    return (await reader.read())[9:12]
+
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    trace = dict(scope['headers'])[b'traceparent']
+    told = await asyncio.gather(*[ask(trace) for _ in range(20)])
+    await send({'type': 'http.response.start', 'status': 200})
+    await send({'type': 'http.response.body', 'body': b' '.join(told)})
+";
+
+const SLOW: &str = "\
+import asyncio
+
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    await asyncio.sleep(0.3)
+    await send({'type': 'http.response.start', 'status': 200})
+    await send({'type': 'http.response.body'})
+";
+
+/// Calls beside each other are no circle, though all of them are for the same request.
+#[tokio::test]
+async fn many_may_be_called_at_once() {
+    let folder = folder_with("polyinit.toml", MANIFEST);
+    std::fs::write(folder.path().join("front.py"), MANY).unwrap();
+    std::fs::write(folder.path().join("back.py"), SLOW).unwrap();
+    let app = Served::start(folder.path(), &[]);
+    let (_, told) = ask(&app, "/").await;
+    assert_eq!(told, ["200"; 20].join(" "));
     app.stop();
 }

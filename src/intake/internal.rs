@@ -5,8 +5,8 @@
 //! component --HTTP, Host: NAME.internal--> Gateway --> router, by name --> the other component
 //! ```
 //!
-//! What a component calls while it is called is bounded: by depth where it passes on the `x-request-id` or `traceparent`
-//! of its own request, and by the number of calls under way where it does not.
+//! What a component calls while it is called is bounded by the number of calls under way: of those for one request, where
+//! it passes on the `x-request-id` or `traceparent` of its own request, and of all where it does not.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -34,8 +34,12 @@ use crate::guest_api;
 use crate::program::Component;
 use crate::router::INTERNAL;
 
-/// How deep components may call each other for one request.
+/// How deep components may call each other for one request, where that can be told: of guests inside this process.
 pub const DEPTH: u8 = 8;
+
+/// Calls under way at once for one request: one in the other, or beside each other, which nobody can tell from what they
+/// have in common. More than most programs ask for at once, and fewer than a Python worker has threads.
+const CALLS_FOR_ONE: u8 = 32;
 
 /// Calls under way at once.
 const CALLS: usize = 1024;
@@ -183,17 +187,18 @@ impl Calls {
                 "{CALLS} calls between components are under way: do they call each other in a circle?"
             ));
         }
-        let depth = chains.entry(chain.clone()).or_default();
-        if *depth >= DEPTH {
+        let count = chains.entry(chain.clone()).or_default();
+        if *count >= CALLS_FOR_ONE {
             return loops(format!(
-                "components call each other more than {DEPTH} deep for one request"
+                "{CALLS_FOR_ONE} calls between components are under way for one request: do they call each other in a circle?"
             ));
         }
-        *depth += 1;
+        *count += 1;
         Ok(Call {
             calls: self,
             chain,
-            depth: *depth,
+            // Beside each other or not, whoever is called may call one more.
+            depth: (*count).min(DEPTH - 1),
         })
     }
 
@@ -212,9 +217,9 @@ struct Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let mut chains = self.calls.chains();
-        if let Some(depth) = chains.get_mut(&self.chain) {
-            *depth -= 1;
-            if *depth == 0 {
+        if let Some(count) = chains.get_mut(&self.chain) {
+            *count -= 1;
+            if *count == 0 {
                 chains.remove(&self.chain);
             }
         }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::host::{Guest, configuration_for};
 use crate::python::wait_until;
-use crate::support::{Served, get, program, request};
+use crate::support::{Served, folder_with, get, program, request};
 
 fn start() -> Served {
     Served::start(program("wsgi-app"), &["--workers", "1"])
@@ -207,4 +207,22 @@ async fn network_messages_are_for_others() {
     };
     assert_eq!(answer.body, "Hello from WSGI\n");
     guest.stop().await;
+}
+
+/// Clients send what has no place in a target, and not always encoded.
+#[tokio::test]
+async fn a_path_is_its_bytes_however_they_were_written() {
+    let program = "def application(environ, start_response):\n    start_response('200 OK', [])\n    \
+                   return [environ['PATH_INFO'].encode('latin-1')]\n";
+    let folder = folder_with("main.py", program);
+    let app = Served::start(folder.path(), &[]);
+    let mut client = tokio::net::TcpStream::connect(&app.address).await.unwrap();
+    client
+        .write_all("GET /café%20%C3%A9 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".as_bytes())
+        .await
+        .unwrap();
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.ends_with("\r\n\r\n/café é"), "{reply}");
+    app.stop();
 }

@@ -52,8 +52,8 @@ class Application:
 
 def environ_of(method, raw_path, query, version, scheme, headers, client, server):
     """The environ of PEP 3333, of which bytes are text in latin-1."""
+    path = unquote_to_bytes(raw_path).decode("latin-1")
     raw_path = raw_path.decode("latin-1")
-    path = unquote_to_bytes(raw_path).decode("latin-1") if "%" in raw_path else raw_path
     query = query.decode("latin-1")
     environ = {
         "REQUEST_METHOD": method,

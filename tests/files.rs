@@ -32,7 +32,11 @@ async fn files_folders_and_their_types() {
     let home = app.get("/static/").await;
     assert_eq!((home.status, home.text().as_str()), (200, "<h1>home</h1>"));
     assert_eq!(home.all("content-type"), [b"text/html; charset=utf-8"]);
-    for (path, to) in [("/static", "/static/"), ("/static/docs", "/static/docs/")] {
+    for (path, to) in [
+        ("/static", "/static/"),
+        ("/static?a=b", "/static/?a=b"),
+        ("/static/docs", "/static/docs/"),
+    ] {
         let moved = app.get(path).await;
         assert_eq!(
             (moved.status, moved.all("location")),

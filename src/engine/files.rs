@@ -76,7 +76,14 @@ impl Engine for Files {
         let rest = &path[folder.prefix.len()..];
         if rest.is_empty() && !folder.prefix.is_empty() {
             // The links of the page there are meant from inside.
-            return Box::pin(std::future::ready(Ok(Reply::Http(redirect(&format!("{path}/"))))));
+            let query = request
+                .uri()
+                .query()
+                .map(|query| format!("?{query}"))
+                .unwrap_or_default();
+            return Box::pin(std::future::ready(Ok(Reply::Http(redirect(&format!(
+                "{path}/{query}"
+            ))))));
         }
         if hidden(rest) {
             return Box::pin(std::future::ready(Err(nothing(path))));

@@ -265,3 +265,21 @@ async fn who_has_a_port_of_its_own_is_waited_for() {
     until(&served, "/", "three ", |status| status == 503).await;
     served.stop();
 }
+
+/// The way from one version to the next is not always straight.
+#[tokio::test]
+async fn a_mistake_on_the_way_drops_no_request_either() {
+    let folder = folder_with("main.py", app("one"));
+    let served = Served::start(folder.path(), &["--watch"]);
+    let waiting = under_way(&served, folder.path()).await;
+    write(folder.path(), "main.py", "no Python");
+    crate::python::wait_until(async || served.get("/").await.status == 503).await;
+    write(folder.path(), "main.py", &app("two"));
+    until(&served, "/", "two ", |status| status == 503).await;
+    // Longer than what is told to end at once may take.
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    write(folder.path(), "go.tmp", "");
+    let reply = waiting.await.unwrap();
+    assert!(reply.starts_with("one "), "{reply}");
+    served.stop();
+}

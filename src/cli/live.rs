@@ -24,8 +24,8 @@ pub(super) struct Live {
 #[derive(Clone)]
 enum State {
     Running(Generation),
-    /// It could not be built or started; why.
-    Broken(Arc<str>),
+    /// It could not be built or started; why, and what is still under way with the one before.
+    Broken(Arc<str>, Option<TaskTracker>),
 }
 
 /// One program, from its start until another takes its place.
@@ -38,7 +38,7 @@ struct Generation {
 impl Live {
     pub fn new() -> Self {
         Self {
-            state: Arc::new(RwLock::new(State::Broken("the program is being started".into()))),
+            state: Arc::new(RwLock::new(State::Broken("the program is being started".into(), None))),
         }
     }
 
@@ -57,14 +57,14 @@ impl Live {
                         Ok(reply) => Ok(held(reply, token)),
                         // What it has waited for could not be started.
                         Err(failure) if failure.kind == FailureKind::Unavailable => match now(&state) {
-                            State::Broken(why) => broken(asker, &why),
+                            State::Broken(why, _) => broken(asker, &why),
                             State::Running(_) => Err(failure),
                         },
                         Err(failure) => Err(failure),
                     }
                 })
             }
-            State::Broken(why) => Box::pin(std::future::ready(broken(asker, &why))),
+            State::Broken(why, _) => Box::pin(std::future::ready(broken(asker, &why))),
         }
     }
 
@@ -75,16 +75,22 @@ impl Live {
             router: Arc::new(Router::new(components)),
             under_way: TaskTracker::new(),
         });
-        let State::Running(old) = self.replace(new) else {
-            end(former, None);
-            return;
-        };
-        end(former, Some(old.under_way));
+        end(former, self.replace(new).under_way());
     }
 
     /// Has every request answered with `why` from now on.
     pub fn fail(&self, why: &str) {
-        self.replace(State::Broken(why.into()));
+        let under_way = now(&self.state).under_way();
+        self.replace(State::Broken(why.into(), under_way));
+    }
+}
+
+impl State {
+    fn under_way(self) -> Option<TaskTracker> {
+        match self {
+            Self::Running(Generation { under_way, .. }) => Some(under_way),
+            Self::Broken(_, under_way) => under_way,
+        }
     }
 }
 

@@ -193,3 +193,28 @@ async fn goes_on_where_hangups_are_ignored() {
     app.interrupt();
     app.end();
 }
+
+/// What is said of a program's end is lost then, and nothing else.
+#[tokio::test]
+async fn goes_on_when_nobody_reads_its_log_any_more() {
+    let program = "import os\nasync def handler(event, context):\n    \
+        if event['path'] == '/exit':\n        os._exit(3)\n    return 'here'\n";
+    let folder = folder_with("main.py", program);
+    let serve = [
+        "serve",
+        folder.path().to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--workers",
+        "1",
+    ];
+    let unread = ["bash", "-c", "exec \"$@\" 2> >(exec true)", "bash"];
+    let app = crate::support::Running::start_under(&unread, &serve);
+    let line = app.wait_for("serving on http://");
+    let address = line.rsplit('/').next().unwrap();
+    assert_eq!(crate::support::get(address, "/exit").await.status, 502);
+    assert_eq!(crate::support::get(address, "/").await.text(), "here");
+    app.interrupt();
+    let (status, output) = app.end();
+    assert_eq!(status.code(), Some(0), "{output}");
+}

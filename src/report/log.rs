@@ -24,6 +24,8 @@ pub fn begin(sink: impl Write + Send + 'static, level: &str) {
         .unwrap_or_else(|| EnvFilter::new(level));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // That a line can't be written would be told by `eprintln!`, which panics where nobody reads it.
+        .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .event_format(Line)
         .with_writer(Mutex::new(sink))

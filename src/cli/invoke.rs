@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 
 use super::serve::{GRACE, Stop};
 use super::start::{ProgramArguments, start};
-use super::{CommandError, Ended};
+use super::{CommandError, Ended, note};
 use crate::event::{Body, Event, Failure, Reply};
 use crate::report::{self, milliseconds};
 use crate::router::Router;
@@ -204,17 +204,19 @@ impl Invoke {
             // Writing to a String can't fail.
             let _ = writeln!(text, "{name}: {}", String::from_utf8_lossy(value.as_bytes()));
         }
-        eprintln!("{text}");
+        note(&text);
     }
 
     fn show_timings(&self, Timings { start, head, whole }: Timings) {
         if !self.quiet {
-            eprintln!();
+            note("");
             for (component, start) in report::start::starts() {
-                eprintln!("{component}: {start}");
+                note(&format!("{component}: {start}"));
             }
             let [start, head, whole] = [start, head, whole].map(milliseconds);
-            eprintln!("started in {start:.1} ms, replied after {head:.2} ms, done after {whole:.2} ms");
+            note(&format!(
+                "started in {start:.1} ms, replied after {head:.2} ms, done after {whole:.2} ms"
+            ));
         }
     }
 
@@ -230,9 +232,9 @@ impl Invoke {
             }));
             return;
         }
-        eprintln!("error: {failure}");
+        note(&format!("error: {failure}"));
         if let Some(traceback) = &failure.traceback {
-            eprintln!("{}", traceback.trim_end());
+            note(traceback.trim_end());
         }
         self.show_timings(timings);
     }

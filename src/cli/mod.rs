@@ -147,6 +147,11 @@ fn say(line: &str) {
     let _ = out.flush();
 }
 
+/// As [`say`], where the log goes.
+fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// Tells of a request that was served.
 fn tell(served: &Served<'_>, form: AccessLog) {
     static COLOURED: LazyLock<bool> =
@@ -158,7 +163,7 @@ fn tell(served: &Served<'_>, form: AccessLog) {
 }
 
 fn fail(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
+    note(&format!("error: {message}"));
     ExitCode::FAILURE
 }
 

@@ -18,7 +18,7 @@ use super::live::Live;
 use super::serve::GRACE;
 use super::start::{Opened, ProgramArguments, described, start};
 use super::turn::Turn;
-use super::{CommandError, say};
+use super::{CommandError, note, say};
 use crate::console::Console;
 use crate::intake::Handler;
 use crate::intake::http::Around;
@@ -118,7 +118,7 @@ impl Watch {
             Ok(()) => self.changed.clear(),
             Err(error) => {
                 let error = error.to_string();
-                eprintln!("error: {error}");
+                note(&format!("error: {error}"));
                 self.live.fail(&error);
                 // Whoever waits for what could not be started is told so.
                 self.forget_turns();

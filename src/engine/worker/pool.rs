@@ -35,6 +35,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a worker that was replaced, and has no more events, may take to end.
 const REPLACED_GRACE: Duration = Duration::from_secs(5);
 
+/// How long a worker's end may be told after the time to stop is over: it takes a moment to die.
+const LAST_BREATH: Duration = Duration::from_secs(2);
+
 /// The part of the time to stop that a program gets before it is told by a signal.
 const GENTLE: f64 = 0.8;
 
@@ -122,7 +125,8 @@ impl Engine for Workers {
     fn stop(&self, grace: Duration) -> Working {
         let pool = self.0.clone();
         Box::pin(async move {
-            pool.stopping.send_replace(Some(Instant::now() + grace));
+            let deadline = Instant::now() + grace;
+            pool.stopping.send_replace(Some(deadline));
             loop {
                 let changed = pool.changed.notified();
                 {
@@ -131,7 +135,11 @@ impl Engine for Workers {
                         return;
                     }
                 }
-                // The keepers see to the deadline; this is for a change that comes between the look and the wait.
+                // The keepers see to the deadline, and whoever drops them to what they have left.
+                if Instant::now() >= deadline + LAST_BREATH {
+                    return;
+                }
+                // For a change that comes between the look and the wait.
                 let _ = tokio::time::timeout(LOOK_AGAIN, changed).await;
             }
         })
@@ -324,9 +332,14 @@ impl Pool {
             End::Failed(_) => {}
             End::Stopped => self.end(&worker, &mut process, self.stop_deadline()).await,
             End::Replaced => {
-                let deadline = Instant::now() + self.settings.event_timeout;
-                self.drain(&worker, deadline).await;
-                self.end(&worker, &mut process, deadline + REPLACED_GRACE).await;
+                self.drain(&worker, Instant::now() + self.settings.event_timeout).await;
+                let grace = Instant::now() + REPLACED_GRACE;
+                let deadline = if self.is_stopping() {
+                    self.stop_deadline().min(grace)
+                } else {
+                    grace
+                };
+                self.end(&worker, &mut process, deadline).await;
             }
         }
         let how = last_breath(&mut process).await;

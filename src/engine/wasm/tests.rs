@@ -220,6 +220,18 @@ async fn an_exit_status_before_the_head_is_a_failure_with_the_last_words() {
 }
 
 #[tokio::test]
+async fn a_panic_of_go_is_told_by_what_happened_and_not_by_where() {
+    let said = r"panic: no lamps\0a\0agoroutine 1 [running]:\0amain.main()\0a\09main.go:5\0a";
+    let guest = engine(&module(
+        said,
+        "(call $write (i32.const 2) (i32.const 1024) (i32.const 63)) (call $exit (i32.const 2))",
+    ))
+    .await;
+    let failure = get(&guest).await.unwrap_err();
+    assert_eq!(failure.message, "the guest exited with status 2: panic: no lamps");
+}
+
+#[tokio::test]
 async fn exit_zero_is_a_good_end() {
     let guest = engine(&module(PLAIN, &format!("{} (call $exit (i32.const 0))", say(26)))).await;
     assert_eq!(text(get(&guest).await.unwrap()).await, "");

@@ -204,6 +204,7 @@ fn inspect_tells_what_runs_each_part_and_what_it_may_use() {
         "may use      all that a process of this user may",
         "thumbnails: thumbnails.wasm is WebAssembly → wasm",
         "is a         WebAssembly component",
+        "runs as      a component for wasi:http/proxy 0.2",
         "wasi:http/types@0.2",
         "exports      wasi:http/incoming-handler@0.2",
         "is a         WebAssembly module",
@@ -217,6 +218,13 @@ fn inspect_tells_what_runs_each_part_and_what_it_may_use() {
     let component = &json(&said)["components"][0];
     assert_eq!(component["engine"], "wasm");
     assert_eq!(component["wasm"]["form"], "component");
+    assert_eq!(component["wasm"]["runs_as"], "a component for wasi:http/proxy 0.2");
+    let (code, said, _) = polyinit(&["inspect", built("bad/bad-no-entry.wasm").to_str().unwrap()]);
+    assert_eq!(code, 0);
+    assert!(
+        said.contains("can't run    bad-no-entry.wasm is a module that"),
+        "{said}"
+    );
     let (code, _, errors) = polyinit(&["inspect", built("bad/bad-text.wasm").to_str().unwrap()]);
     assert_eq!(code, 1);
     assert!(errors.contains("no WebAssembly"), "{errors}");

@@ -11,8 +11,9 @@ use crate::support::{Served, built};
 const CGI: [(&str, &str); 3] = [("go-cgi.wasm", "Go"), ("rust-cgi.wasm", "Rust"), ("c-cgi.wasm", "C")];
 
 #[tokio::test]
-async fn components_in_python_and_javascript() {
+async fn components_in_go_python_and_javascript() {
     for (guest, language, failing) in [
+        ("go-http.wasm", "Go", "/panic"),
         ("python-http.wasm", "Python", "/raise"),
         ("js-http.wasm", "JavaScript", "/throw"),
     ] {

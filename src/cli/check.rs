@@ -10,6 +10,8 @@ use crate::program::{self, Hint, ProgramError, manifest};
 /// Check a program's polyinit.toml, and start nothing.
 ///
 /// Every mistake is shown at once, with its line and what was probably meant. The exit code is 0 where there is none.
+///
+/// Programs are not looked into: whether a Wasm file can be run is what `polyinit inspect` tells.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

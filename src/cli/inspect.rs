@@ -11,7 +11,7 @@ use crate::program::{self, Component, EngineKind, Entrypoint, Hint};
 
 /// Show what a program is made of, what runs each part and why, and what each may do; start nothing.
 ///
-/// WebAssembly is compiled (or taken from the cache) to tell its imports and exports.
+/// WebAssembly is compiled (or taken from the cache) to tell its imports and exports, and whether it can be run.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -130,6 +130,10 @@ fn show(description: &Value) {
     let wasm = &description["wasm"];
     if wasm.is_object() {
         say(&format!("  is a         WebAssembly {}", text(&wasm["form"])));
+        match wasm["refused"].as_str() {
+            Some(refused) => say(&format!("  can't run    {refused}")),
+            None => say(&format!("  runs as      {}", text(&wasm["runs_as"]))),
+        }
         say(&format!("  imports      {}", list(&wasm["imports"], "nothing")));
         say(&format!("  exports      {}", list(&wasm["exports"], "nothing")));
     }

@@ -61,12 +61,18 @@ pub(super) fn ended(
 /// An exit status that is not 0.
 pub(super) fn exited(code: i32, log: &Log) -> Failure {
     let tail = log.tail();
-    let last = tail.lines().last();
-    let message = match last {
-        Some(last) => format!("the guest exited with status {code}; its last line on stderr: {last}"),
-        None => format!("the guest exited with status {code} and wrote nothing to stderr"),
+    let message = match (panic_of_go(&tail), tail.lines().last()) {
+        (Some(panic), _) => format!("the guest exited with status {code}: {panic}"),
+        (None, Some(last)) => format!("the guest exited with status {code}; its last line on stderr: {last}"),
+        (None, None) => format!("the guest exited with status {code} and wrote nothing to stderr"),
     };
     with_account(Failure::new(FailureKind::Program, message), log, None)
+}
+
+/// The line in which Go says what happened; its stack comes after it.
+fn panic_of_go(tail: &str) -> Option<&str> {
+    let begins = |line: &&str| line.starts_with("panic: ") || line.starts_with("fatal error: ");
+    tail.lines().find(begins)
 }
 
 /// A guest that ended well and broke its interface all the same.

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use wasmtime::component::{Component, Linker as ComponentLinker};
-use wasmtime::{Engine, Linker, Module, Store};
+use wasmtime::{Engine, ImportType, Linker, Module, Store};
 use wasmtime_wasi::{WasiCtxBuilder, p1, p2, p3};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
@@ -18,7 +18,7 @@ use super::limits::Limits;
 use super::load::{COMMAND, Code, SERVICE};
 use super::message::{self, MessagePre};
 use super::runtime::Runtime;
-use super::{service, sockets};
+use super::{refusal, service, sockets};
 use crate::engine::StartError;
 use crate::program::sandbox::Sandbox;
 
@@ -129,8 +129,9 @@ pub(super) fn link(
 
 fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result<Linked, StartError> {
     let Some(start) = module.get_export_index("_start") else {
-        let exports = module.exports().map(|export| export.name().to_owned()).collect();
-        return Err(nothing_to_run(name, "module", exports));
+        let exports: Vec<_> = module.exports().map(|export| export.name().to_owned()).collect();
+        let imports: Vec<_> = module.imports().map(|import| full_name(&import)).collect();
+        return Err(refusal::no_program(name, &exports, &imports));
     };
     let failed = |error: wasmtime::Error| StartError::new(format!("{name} can't be linked: {error:#}"));
     let mut linker = Linker::new(&runtime.engine);
@@ -146,10 +147,10 @@ fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result
     let missing: Vec<String> = module
         .imports()
         .filter(|import| linker.get_by_import(&mut store, import).is_none())
-        .map(|import| format!("{}.{}", import.module(), import.name()))
+        .map(|import| full_name(&import))
         .collect();
     if !missing.is_empty() {
-        return Err(missing_imports(name, &missing));
+        return Err(refusal::missing_imports(name, &missing));
     }
     let pre = linker.instantiate_pre(module).map_err(failed)?;
     Ok(Linked {
@@ -160,6 +161,11 @@ fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result
         sockets: false,
         description: "a WASI 0.1 module, run by the CGI convention".into(),
     })
+}
+
+/// As the module names it: its module, and what it wants of that.
+fn full_name(import: &ImportType) -> String {
+    format!("{}.{}", import.module(), import.name())
 }
 
 fn link_component(
@@ -180,7 +186,7 @@ fn link_component(
     let concurrent = service || concurrent_command;
     let takes_messages = exports.iter().any(|export| export == message::INTERFACE);
     if !service && !proxy && !command && !takes_messages {
-        return Err(nothing_to_run(name, "component", exports));
+        return Err(refusal::no_world(name, &exports));
     }
 
     // What 0.3 has is left to the linker, which then names the first import that it lacks.
@@ -197,9 +203,9 @@ fn link_component(
         .map(str::to_owned)
         .collect();
     if !missing.is_empty() {
-        return Err(missing_imports(name, &missing));
+        return Err(refusal::missing_imports(name, &missing));
     }
-    let failed = |error: wasmtime::Error| StartError::new(format!("{name} can't be linked: {error:#}"));
+    let failed = |error: wasmtime::Error| refusal::not_linked(name, &error);
     let pre = runtime.offered()?.instantiate_pre(component).map_err(failed)?;
     let http = if service {
         let template = ServicePre::new(pre.clone()).map_err(failed)?;
@@ -275,70 +281,4 @@ pub(super) fn offered(engine: &Engine, concurrent: bool) -> Result<ComponentLink
     };
     add().map_err(|error| StartError::new(format!("what components import can't be offered: {error:#}")))?;
     Ok(linker)
-}
-
-fn nothing_to_run(name: &str, kind: &str, exports: Vec<String>) -> StartError {
-    let found = if exports.is_empty() {
-        "nothing".to_owned()
-    } else {
-        exports
-            .iter()
-            .map(|export| format!("`{export}`"))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let hint = if exports.iter().any(|export| export.starts_with(message::INTERFACE_NAME)) {
-        "; build it against wasm-examples/wit/event.wit of this version"
-    } else if exports.iter().any(|export| export.contains("@0.3")) {
-        "; build it for wasi:http/proxy 0.2, wasi:http/service 0.3 or wasi:cli/command"
-    } else if exports.iter().any(|export| export == "_initialize") {
-        "; it is built as a library (reactor), build it as a program with a `main`"
-    } else {
-        ""
-    };
-    StartError::new(format!(
-        "{name} is a {kind} that can't be run: it exports {found}, and neither `wasi:http/incoming-handler` 0.2 or `wasi:http/handler` 0.3 (an HTTP component) nor `polyinit:event/message@0.1.0` (a message handler) nor `wasi:cli/run` 0.2 or 0.3 (a command component) nor `_start` (a WASI 0.1 program){hint}"
-    ))
-}
-
-fn missing_imports(name: &str, missing: &[String]) -> StartError {
-    let list = missing
-        .iter()
-        .map(|import| format!("`{import}`"))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let hints: Vec<&str> = [
-        ("gojs.", "build it with GOOS=wasip1 (GOOS=js is for browsers)"),
-        ("go.", "build it with GOOS=wasip1 (GOOS=js is for browsers)"),
-        (
-            "wbg.",
-            "build it for wasm32-wasip1 or wasm32-wasip2 (wasm-bindgen is for browsers)",
-        ),
-        (
-            "__wbindgen",
-            "build it for wasm32-wasip1 or wasm32-wasip2 (wasm-bindgen is for browsers)",
-        ),
-        (
-            "env.",
-            "link it with wasi-libc and without undefined symbols (Emscripten: -sSTANDALONE_WASM)",
-        ),
-        (
-            "wasi_unstable.",
-            "build it with a newer WASI SDK, for wasi_snapshot_preview1",
-        ),
-        ("wasi_snapshot_preview1.", "WASI 0.1 has no such function"),
-        (
-            "wasi:",
-            "build it for WASI 0.2 or 0.3, with the interfaces of wasi:http or wasi:cli/command",
-        ),
-    ]
-    .into_iter()
-    .filter(|(prefix, _)| missing.iter().any(|import| import.starts_with(prefix)))
-    .map(|(_, hint)| hint)
-    .collect();
-    let hint = match hints.as_slice() {
-        [] => "compose it with a component that exports them, or build it without them".to_owned(),
-        hints => hints.join("; "),
-    };
-    StartError::new(format!("{name} imports what is not offered here: {list}; {hint}"))
 }

@@ -13,6 +13,7 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module, Precompiled};
 
 use super::cache::{Cache, Key};
+use super::refusal;
 use super::runtime::Machinery;
 use crate::engine::StartError;
 
@@ -162,7 +163,7 @@ impl<'a> Source<'a> {
             Some(Form::Elf) => Err(wasmtime::format_err!("it is machine code already")),
             None => Err(wasmtime::format_err!("{}", no_wasm(bytes))),
         };
-        compiled.map_err(|error| StartError::new(format!("{} can't be compiled: {error:#}", path.display())))
+        compiled.map_err(|error| refusal::not_compiled(path, &error))
     }
 
     /// The code that was made ahead, if it is there and of use here.
@@ -195,8 +196,7 @@ impl<'a> Source<'a> {
         }
 
         let progress = Progress::begin(path, bytes.len());
-        let invalid =
-            |error: wasmtime::Error| StartError::new(format!("{} can't be compiled: {error:#}", path.display()));
+        let invalid = |error: wasmtime::Error| refusal::not_compiled(path, &error);
         let code = if form == Form::Component {
             Component::new(engine, bytes).map(Code::Component).map_err(invalid)?
         } else {

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! `runtime` and `limits` are what all guests share; `host` is what each is granted, `outgoing` and `sockets` what of it
-//! leads out of this process; `body` is what they write of a reply; `failure` and `log` are what is told of them.
+//! leads out of this process; `body` is what they write of a reply; `failure` and `log` are what is told of them, and
+//! `refusal` why a file is none.
 
 mod body;
 mod cache;
@@ -26,6 +27,7 @@ mod log;
 mod message;
 mod outgoing;
 mod proxy;
+mod refusal;
 mod run;
 mod runtime;
 mod service;

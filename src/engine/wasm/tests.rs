@@ -351,6 +351,11 @@ async fn what_is_no_reply_is_told_in_the_guests_words() {
             "line 1 of stdout, \"Hello, world!\", is no header",
         ),
         ("", String::new(), "nothing on stdout"),
+        (
+            "",
+            "(call $write (i32.const 1) (i32.const 1024) (i32.const 60000))".repeat(2),
+            "65536 bytes on stdout and no empty line",
+        ),
         (PLAIN, say(20), "stdout ends before the empty line"),
         (
             "Content-Length: 9\\0a\\0a",

@@ -302,6 +302,26 @@ async fn a_body_that_stops_coming_breaks_in_time() {
 }
 
 #[tokio::test]
+async fn a_guest_whose_client_takes_nothing_is_ended_in_time() {
+    let guest = start_with(
+        &with_timeout(100),
+        &module(PLAIN, &format!("{} (loop $on {} (br $on))", say(26), say(60_000))),
+    )
+    .await
+    .unwrap();
+    let mut body = get(&guest).await.unwrap().into_body();
+    // With no guest left there is nothing to wait for.
+    let stopped = guest.stop(Duration::from_secs(60));
+    tokio::time::timeout(Duration::from_secs(20), stopped).await.unwrap();
+    let error = loop {
+        if let Err(error) = body.frame().await.expect("an error in place of the end") {
+            break error;
+        }
+    };
+    assert!(error.to_string().contains("was ended"), "{error}");
+}
+
+#[tokio::test]
 async fn a_guest_whose_client_is_gone_is_gone_too() {
     let guest = engine(&module(PLAIN, &format!("{} (call $sleep)", say(26)))).await;
     let response = get(&guest).await.unwrap();

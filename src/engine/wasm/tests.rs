@@ -363,6 +363,35 @@ async fn memory_ends_at_the_limit_and_the_failure_says_so() {
 }
 
 #[tokio::test]
+async fn a_module_holds_only_so_many_files_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let guest = r#"(module
+        (import "wasi_snapshot_preview1" "path_open"
+            (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "guest.wasm")
+        (func (export "_start") (local $left i32)
+            (local.set $left (i32.const 3000))
+            (loop $more
+                (if (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 10) (i32.const 0) (i64.const 2)
+                        (i64.const 2) (i32.const 0) (i32.const 32))
+                    (then unreachable))
+                (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))))"#;
+    std::fs::write(directory.path().join("guest.wasm"), wat::parse_str(guest).unwrap()).unwrap();
+    let mut component = Component::new(
+        "guest",
+        directory.path(),
+        EngineKind::Wasm,
+        Entrypoint::File("guest.wasm".into()),
+    );
+    let folder = format!("{}::/data", directory.path().display());
+    component.keys.wasm.directories.push(folder.parse().unwrap());
+    let guest = start(&component, &Settings::default()).await.unwrap();
+    let failure = get(&guest).await.unwrap_err();
+    assert!(failure.message.contains("resource table has no free keys"), "{failure}");
+}
+
+#[tokio::test]
 async fn what_is_no_reply_is_told_in_the_guests_words() {
     for (data, body, expected) in [
         (

@@ -10,7 +10,7 @@ const PER_GUEST: usize = 256 << 20;
 /// The most elements of one table; a large program has some ten thousand functions.
 pub(super) const TABLE_ELEMENTS: usize = 1 << 18;
 /// Core instances that one component may be made of, and tables; Python's standard library is some forty.
-const INSTANCES: usize = 256;
+pub(super) const INSTANCES: u32 = 256;
 /// Linear memories of one component.
 const MEMORIES: usize = 16;
 /// A Wasm page.
@@ -159,11 +159,11 @@ impl ResourceLimiter for Limits {
     }
 
     fn instances(&self) -> usize {
-        INSTANCES
+        INSTANCES as usize
     }
 
     fn tables(&self) -> usize {
-        INSTANCES
+        INSTANCES as usize
     }
 
     fn memories(&self) -> usize {

@@ -516,6 +516,20 @@ async fn a_component_that_traps_or_loops_is_ended() {
 }
 
 #[tokio::test]
+async fn components_of_many_parts_have_as_many_events_at_once_as_others() {
+    let parts = format!(
+        "(core module $part) {} (core module $m",
+        "(core instance (instantiate $part))".repeat(200)
+    );
+    let many = component("(loop $on (br $on))").replacen("(core module $m", &parts, 1);
+    let guest = start_with(&with_timeout(300), &many).await.unwrap();
+    for outcome in futures_util::future::join_all((0..30).map(|_| get(&guest))).await {
+        let failure = outcome.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Timeout, "{failure}");
+    }
+}
+
+#[tokio::test]
 async fn a_command_component_is_run_for_a_message() {
     let command = |result: u32| {
         format!(

@@ -437,6 +437,15 @@ async fn a_program_compiled_ahead_of_time_runs() {
         .await
         .unwrap();
     assert_eq!(get(&guest).await.unwrap().status(), 200);
+    // The next version is copied over it. A guest that is at work would read zeroes as code from here on.
+    let file = std::fs::File::options()
+        .write(true)
+        .open(directory.path().join("guest.cwasm"))
+        .unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(0).unwrap();
+    file.set_len(length).unwrap();
+    assert_eq!(get(&guest).await.unwrap().status(), 200);
 }
 
 #[tokio::test]

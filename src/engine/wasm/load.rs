@@ -93,6 +93,11 @@ impl<'a> Source<'a> {
         matches!(form(&self.bytes), Some(Form::Component | Form::Elf))
     }
 
+    /// Whether it is machine code already.
+    pub(super) fn is_compiled(&self) -> bool {
+        form(&self.bytes) == Some(Form::Elf)
+    }
+
     /// Does what [`Self::load`] does and can be done before there is an engine.
     pub(super) fn prepare(&self, cache: Option<&Path>) {
         if form(&self.bytes).is_some_and(|form| form != Form::Elf)

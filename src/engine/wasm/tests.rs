@@ -449,6 +449,28 @@ async fn a_program_compiled_ahead_of_time_runs() {
 }
 
 #[tokio::test]
+async fn code_compiled_ahead_of_time_counts_no_fuel_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let wasm = directory.path().join("guest.wasm");
+    std::fs::write(&wasm, wat::parse_str(module(PLAIN, &say(26))).unwrap()).unwrap();
+    std::fs::write(directory.path().join("ahead.cwasm"), compile(&wasm).unwrap()).unwrap();
+    let mut component = Component::new(
+        "guest",
+        directory.path(),
+        EngineKind::Wasm,
+        Entrypoint::File("ahead.cwasm".into()),
+    );
+    component.keys.wasm.fuel = std::num::NonZeroU64::new(1_000_000);
+    let refused = start(&component, &Settings::default()).await.err().unwrap();
+    assert!(
+        refused
+            .message
+            .starts_with("ahead.cwasm was compiled without the counting of fuel"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
 async fn imports_that_are_not_offered_are_all_named() {
     let refused =
         refusal(r#"(module (import "env" "frobnicate" (func)) (import "gojs" "x" (func)) (func (export "_start")))"#)

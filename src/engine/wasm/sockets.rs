@@ -108,6 +108,10 @@ impl Sockets {
 
     /// Whether a look-up may give `address` for a name of these rules; then it may be connected to.
     fn learn(&self, address: IpAddr, rules: &[usize]) -> bool {
+        let text = address.to_string();
+        if self.0.rules.iter().any(|rule| rule.is_address() && rule.names(&text)) {
+            return true;
+        }
         let leading: Vec<usize> = rules
             .iter()
             .copied()
@@ -298,6 +302,7 @@ mod tests {
         let rules = sockets.rules_for("db.example.org").unwrap();
         assert!(sockets.learn("93.184.215.14".parse().unwrap(), &rules));
         assert!(!sockets.learn("127.0.0.1".parse().unwrap(), &rules));
+        assert!(sockets.learn("10.0.0.7".parse().unwrap(), &rules) && !connects(&sockets, "10.0.0.7:5432"));
         assert!(connects(&sockets, "93.184.215.14:5432") && !connects(&sockets, "93.184.215.14:6379"));
         assert!(!connects(&sockets, "127.0.0.1:5432"));
         assert!(sockets.rules_for("other.example.org").is_none());

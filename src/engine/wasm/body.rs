@@ -2,10 +2,13 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::run::{End, Run, Terms};
 use crate::event::{Body, BodyError, Failure};
@@ -65,10 +68,51 @@ pub(super) struct Unfinished<S> {
     /// What comes first.
     pieces: Pieces,
     source: S,
-    run: Option<Run>,
-    failure: Option<Failure>,
+    writer: Arc<Writer>,
     /// How much of the announced content-length is still to come.
     promised: Option<u64>,
+    _overseer: AbortOnDropHandle<()>,
+}
+
+/// The guest that writes a body, as those know it who may end it: the one who asks for the body, and the clock.
+struct Writer {
+    guest: Mutex<Writing>,
+    /// The one who waits for the body.
+    reader: AtomicWaker,
+}
+
+enum Writing {
+    Run(Run),
+    Failed(Failure),
+    Ended,
+}
+
+impl Writer {
+    fn guest(&self) -> MutexGuard<'_, Writing> {
+        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Writing {
+        std::mem::replace(&mut *self.guest(), Writing::Ended)
+    }
+
+    /// Ends the guest once its time is over. The guest itself sees to that where somebody asks for more of the body: one
+    /// whose client takes nothing would keep its place for as long as that client likes.
+    fn oversee(self: &Arc<Self>, run: &Run) -> AbortOnDropHandle<()> {
+        let (end, writer) = (run.terms.end(), Arc::downgrade(self));
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let failure = end.await;
+            let Some(writer) = writer.upgrade() else { return };
+            let mut guest = writer.guest();
+            if let Writing::Run(run) = &*guest {
+                run.report(&failure);
+                let ended = std::mem::replace(&mut *guest, Writing::Failed(failure));
+                drop(guest);
+                drop(ended);
+                writer.reader.wake();
+            }
+        }))
+    }
 }
 
 impl<S> Unfinished<S>
@@ -78,43 +122,59 @@ where
 {
     /// The body that `run` goes on writing to `source` after these `pieces`; `promised` is its announced length in bytes.
     pub(super) fn body(pieces: Pieces, source: S, run: Run, promised: Option<u64>) -> Body {
+        let writer = Arc::new(Writer {
+            guest: Mutex::new(Writing::Ended),
+            reader: AtomicWaker::new(),
+        });
+        let overseer = writer.oversee(&run);
+        *writer.guest() = Writing::Run(run);
         Body::stream(Self {
             pieces,
             source,
-            run: Some(run),
-            failure: None,
+            writer,
             promised,
+            _overseer: overseer,
         })
     }
 
-    /// Lets the guest work. True if it ended.
-    fn work(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(run) = &mut self.run else { return true };
-        match Pin::new(&mut *run).poll(cx) {
-            Poll::Pending => false,
-            Poll::Ready(result) => {
-                if let Err(failure) = result {
+    /// Lets the guest work.
+    fn work(&mut self, cx: &mut Context<'_>) {
+        self.writer.reader.register(cx.waker());
+        let mut guest = self.writer.guest();
+        let Writing::Run(run) = &mut *guest else { return };
+        if let Poll::Ready(result) = Pin::new(&mut *run).poll(cx) {
+            let ended = match result {
+                Ok(()) => Writing::Ended,
+                Err(failure) => {
                     run.report(&failure);
-                    self.failure = Some(failure);
+                    Writing::Failed(failure)
                 }
-                self.run = None;
-                true
-            }
+            };
+            *guest = ended;
         }
     }
 
+    fn is_over(&self) -> bool {
+        !matches!(*self.writer.guest(), Writing::Run(_))
+    }
+
     fn the_end(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
-        if let Some(mut run) = self.run.take() {
-            match run.failed() {
+        let failure = match self.writer.take() {
+            Writing::Run(mut run) => match run.failed() {
                 // What there is of a body ends with its instance.
                 Some(failure) => {
                     run.report(&failure);
-                    self.failure = Some(failure);
+                    Some(failure)
                 }
-                None => run.detach(),
-            }
-        }
-        self.failure.take().map(|failure| Err(failure.into()))
+                None => {
+                    run.detach();
+                    None
+                }
+            },
+            Writing::Failed(failure) => Some(failure),
+            Writing::Ended => None,
+        };
+        failure.map(|failure| Err(failure.into()))
     }
 }
 
@@ -142,11 +202,11 @@ where
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    this.run = None;
+                    drop(this.writer.take());
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 Poll::Ready(None) => return Poll::Ready(this.the_end()),
-                Poll::Pending if this.run.is_none() => return Poll::Ready(this.the_end()),
+                Poll::Pending if this.is_over() => return Poll::Ready(this.the_end()),
                 Poll::Pending if worked => return Poll::Pending,
                 Poll::Pending => {
                     this.work(cx);
@@ -165,7 +225,7 @@ impl<S> Drop for Unfinished<S> {
     fn drop(&mut self) {
         // Whoever counts what was announced doesn't ask for the end; that the client has it all is no reason to stop.
         if self.promised == Some(0)
-            && let Some(run) = self.run.take()
+            && let Writing::Run(run) = self.writer.take()
         {
             run.detach();
         }

@@ -14,10 +14,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request, response};
 use http_body::Body as _;
 use percent_encoding::percent_decode_str;
 
+use super::stdio::STDOUT_LIMIT;
 use crate::event::{Body, Context, Failure, FailureKind};
 
-/// The longest head that a guest may write, in bytes.
-pub(super) const HEAD_LIMIT: usize = 64 << 10;
+/// A head has to be shorter than this, in bytes: as much as stdout holds before the guest has to wait, so that a guest
+/// that writes no head is not waited for.
+const HEAD_LIMIT: usize = STDOUT_LIMIT;
 
 /// Headers about one connection (RFC 9110, section 7.6.1): ours with the client, no business of the guest.
 const HOP_BY_HOP: [&str; 7] = [
@@ -182,7 +184,9 @@ pub(super) enum HeadError {
     NoHeader { line: usize, text: String },
     #[error("the header `Status: {0}` on stdout holds no status code from 200 to 999, as in `Status: 404 Not Found`")]
     BadStatus(String),
-    #[error("more than {HEAD_LIMIT} bytes on stdout and no empty line that ends the reply's headers")]
+    #[error(
+        "{HEAD_LIMIT} bytes on stdout and no empty line that ends the reply's headers; a reply begins with headers, `Content-Type: text/plain` for one, and an empty line after them"
+    )]
     TooLong,
     #[error(
         "nothing on stdout; a reply is headers, `Content-Type: text/plain` for one, an empty line, and then the body"
@@ -207,13 +211,10 @@ pub(super) fn parse_head(output: &[u8]) -> Result<Option<(response::Parts, usize
         if line.is_empty() {
             return Ok(Some((head.finish(), read)));
         }
-        if read > HEAD_LIMIT {
-            return Err(HeadError::TooLong);
-        }
         head.line(number, line)?;
         number += 1;
     }
-    if output.len() > HEAD_LIMIT {
+    if output.len() >= HEAD_LIMIT {
         return Err(HeadError::TooLong);
     }
     Ok(None)
@@ -430,7 +431,7 @@ mod tests {
             parse_head(b"Status: 100\n\n").unwrap_err(),
             HeadError::BadStatus("100".into())
         );
-        assert_eq!(parse_head(&vec![b'a'; HEAD_LIMIT + 1]).unwrap_err(), HeadError::TooLong);
+        assert_eq!(parse_head(&vec![b'a'; HEAD_LIMIT]).unwrap_err(), HeadError::TooLong);
         assert_eq!(
             parse_head(&b"A: b\n".repeat(HEAD_LIMIT)).unwrap_err(),
             HeadError::TooLong

@@ -12,7 +12,7 @@ use wasmtime::{InstancePre, ModuleExport, Store};
 use wasmtime_wasi::{p2, p3};
 
 use super::body::{Pieces, Unfinished};
-use super::host::{ComponentHost, ModuleHost};
+use super::host::{ComponentHost, Grants, ModuleHost};
 use super::log::Log;
 use super::run::{Guest, Run};
 use super::stdio::{Stdin, Stdout};
@@ -191,10 +191,7 @@ impl Command {
         Ok(match self {
             Self::Module { pre, start } => {
                 let (pre, start) = (pre.clone(), *start);
-                let mut store = shared.store(ModuleHost {
-                    wasi: wasi.build_p1(),
-                    limits: shared.limits(),
-                });
+                let mut store = shared.store(Grants::module(wasi, shared.limits()));
                 Box::pin(async move {
                     let ran = async {
                         let instance = pre.instantiate_async(&mut store).await?;

@@ -5,7 +5,7 @@ use wasmtime_wasi::I32Exit;
 
 use super::limits::Refused;
 use super::log::Log;
-use super::runtime::STACK;
+use super::runtime::{RETRY_AFTER, STACK};
 use crate::event::{Failure, FailureKind};
 
 /// The guest's way out: `Ok` where it called `exit(0)`, else what is wrong.
@@ -24,13 +24,15 @@ pub(super) fn ended(
         };
     }
     if error.is::<PoolConcurrencyLimitError>() {
-        return Err(Failure::new(
-            FailureKind::Unavailable,
-            format!(
-                "no place for another Wasm instance ({}); try again later",
-                error.root_cause()
-            ),
-        ));
+        return Err(no_room(format!(
+            "no place for another Wasm instance ({})",
+            error.root_cause()
+        )));
+    }
+    let backtrace = error.downcast_ref::<WasmBacktrace>();
+    // Without a backtrace nothing of the guest was at work: there was no memory to make it in.
+    if let (Some(refused @ Refused::Machine { .. }), None) = (refused, backtrace) {
+        return Err(no_room(format!("no memory for another Wasm instance: {refused}")));
     }
     let mut message = match error.downcast_ref::<Trap>() {
         Some(Trap::OutOfFuel) => {
@@ -50,12 +52,19 @@ pub(super) fn ended(
     if let Some(refused) = refused {
         message.push_str(&format!("; before that, {refused}"));
     }
-    let backtrace = error.downcast_ref::<WasmBacktrace>().map(ToString::to_string);
     Err(with_account(
         Failure::new(FailureKind::Program, message),
         log,
-        backtrace,
+        backtrace.map(ToString::to_string),
     ))
+}
+
+/// What others have now there may be later.
+fn no_room(message: String) -> Failure {
+    Failure {
+        retry_after: Some(RETRY_AFTER),
+        ..Failure::new(FailureKind::Unavailable, format!("{message}; try again later"))
+    }
 }
 
 /// An exit status that is not 0.
@@ -97,4 +106,24 @@ pub(super) fn bad_request(error: &wasmtime::Error) -> Failure {
         FailureKind::BadEvent,
         format!("the request can't be given to a guest: {error:#}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventId;
+
+    #[test]
+    fn a_guest_that_there_is_no_memory_to_make_may_have_some_later() {
+        let log = Log::new(&"test".into(), EventId::NONE, "stderr");
+        let error = wasmtime::format_err!("memory minimum size of 3200 pages exceeds memory limits");
+        let told = |refused| ended(&error, &log, Some(refused), None).unwrap_err();
+        let later = told(Refused::Machine { asked: 2, total: 1 });
+        assert_eq!(
+            (later.kind, later.retry_after),
+            (FailureKind::Unavailable, Some(RETRY_AFTER))
+        );
+        let never = told(Refused::Guest { asked: 2, limit: 1 });
+        assert_eq!((never.kind, never.retry_after), (FailureKind::Program, None));
+    }
 }

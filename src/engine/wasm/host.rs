@@ -18,7 +18,8 @@ use super::stdio::Stdin;
 use crate::event::{Context, Failure, FailureKind};
 use crate::program::sandbox::Directory;
 
-/// Resources (streams, bodies, headers) that a guest may hold at once; some hold buffers outside its own memory.
+/// Resources (streams, bodies, headers, open files) that a guest may hold at once; some hold buffers outside its own
+/// memory, or descriptors of this process.
 const RESOURCES: usize = 2048;
 
 /// What every guest of one program is granted.
@@ -59,6 +60,13 @@ impl Grants {
             open(&mut wasi, directory).map_err(|error| Failure::new(FailureKind::Unavailable, error))?;
         }
         Ok(wasi)
+    }
+
+    /// What the store of a core module holds.
+    pub(super) fn module(mut wasi: WasiCtxBuilder, limits: Limits) -> ModuleHost {
+        let mut wasi = wasi.build_p1();
+        wasi.ctx().table.set_max_capacity(RESOURCES);
+        ModuleHost { wasi, limits }
     }
 
     /// What the store of a component holds.

@@ -10,13 +10,15 @@ const PER_GUEST: usize = 256 << 20;
 /// The most elements of one table; a large program has some ten thousand functions.
 pub(super) const TABLE_ELEMENTS: usize = 1 << 18;
 /// Core instances that one component may be made of, and tables; Python's standard library is some forty.
-const INSTANCES: usize = 256;
+pub(super) const INSTANCES: u32 = 256;
 /// Linear memories of one component.
 const MEMORIES: usize = 16;
 /// A Wasm page.
 const PAGE: usize = 64 << 10;
+/// What an element of a table takes, in bytes: a pointer, of whichever kind.
+const ELEMENT: usize = size_of::<usize>();
 
-/// Linear memory of all guests of the process together.
+/// Memory of all guests of the process together: linear memories and tables.
 #[derive(Debug)]
 pub(super) struct Budget {
     machine: usize,
@@ -109,7 +111,7 @@ impl Limits {
         self.refused = None;
     }
 
-    /// What the guest's memories hold, in bytes.
+    /// What the guest's memories and tables hold, in bytes.
     pub(super) fn held(&self) -> usize {
         self.held
     }
@@ -118,50 +120,65 @@ impl Limits {
     pub(super) fn refused(&self) -> Option<Refused> {
         self.refused
     }
-}
 
-impl ResourceLimiter for Limits {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let growth = desired.saturating_sub(current);
+    /// Whether the guest gets so many bytes more.
+    fn grow(&mut self, growth: usize) -> bool {
         self.last_growth = 0;
         let asked = self.held.saturating_add(growth);
         let limit = self.limit;
         if asked > limit {
             self.refused = Some(Refused::Guest { asked, limit });
-            return Ok(false);
+            return false;
         }
         if !self.budget.take(growth) {
             let total = self.budget.total;
             self.refused = Some(Refused::Machine { asked, total });
-            return Ok(false);
+            return false;
         }
         self.held = asked;
         self.last_growth = growth;
-        Ok(true)
+        true
     }
 
-    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
-        // Also called when `memory_growing` said no; then there is nothing to give back.
+    /// Growing came to nothing. Also called when it was refused: then there is nothing to give back.
+    fn take_back(&mut self) {
         let growth = std::mem::take(&mut self.last_growth);
         self.held -= growth;
         self.budget.give_back(growth);
+    }
+}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(self.grow(desired.saturating_sub(current)))
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.take_back();
         Ok(())
     }
 
     fn instances(&self) -> usize {
-        INSTANCES
+        INSTANCES as usize
     }
 
     fn tables(&self) -> usize {
-        INSTANCES
+        INSTANCES as usize
     }
 
     fn memories(&self) -> usize {
         MEMORIES
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS)
+    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        self.last_growth = 0;
+        let growth = desired.saturating_sub(current).saturating_mul(ELEMENT);
+        Ok(desired <= TABLE_ELEMENTS && self.grow(growth))
+    }
+
+    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.take_back();
+        Ok(())
     }
 }
 
@@ -193,6 +210,20 @@ mod tests {
                 limit: 512 << 10
             }
         );
+    }
+
+    #[test]
+    fn tables_count_as_memory() {
+        let budget = budget(16 << 20);
+        let mut limits = Limits::new(budget, 3 << 20);
+        assert!(limits.memory_growing(0, 1 << 20, None).unwrap());
+        assert!(limits.table_growing(0, TABLE_ELEMENTS, None).unwrap());
+        assert!(!limits.table_growing(0, 1, None).unwrap());
+        assert!(limits.refused().is_some());
+        limits.table_grow_failed(wasmtime::format_err!("refused")).unwrap();
+        assert_eq!(limits.held(), 3 << 20);
+        drop(limits);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::instances::Instances;
 use super::limits::Limits;
 use super::load::{COMMAND, Code, SERVICE};
 use super::message::{self, MessagePre};
-use super::runtime::Runtime;
+use super::runtime::{self, Runtime};
 use super::{refusal, service, sockets};
 use crate::engine::StartError;
 use crate::program::sandbox::Sandbox;
@@ -157,7 +157,7 @@ fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result
         http: None,
         message: None,
         command: Some(Command::Module { pre, start }),
-        memories: module.resources_required().num_memories,
+        memories: runtime::slots_for(&module.resources_required()),
         sockets: false,
         description: "a WASI 0.1 module, run by the CGI convention".into(),
     })
@@ -258,7 +258,7 @@ fn link_component(
         command,
         memories: component
             .resources_required()
-            .map_or(4, |resources| resources.num_memories),
+            .map_or(4, |required| runtime::slots_for(&required)),
         sockets: imports.iter().any(|import| import.starts_with("wasi:sockets/")),
         description,
     })

@@ -94,6 +94,11 @@ impl<'a> Source<'a> {
         matches!(form(&self.bytes), Some(Form::Component | Form::Elf))
     }
 
+    /// Whether it is machine code already.
+    pub(super) fn is_compiled(&self) -> bool {
+        form(&self.bytes) == Some(Form::Elf)
+    }
+
     /// Does what [`Self::load`] does and can be done before there is an engine.
     pub(super) fn prepare(&self, cache: Option<&Path>) {
         if form(&self.bytes).is_some_and(|form| form != Form::Elf)
@@ -299,21 +304,35 @@ fn precompiled(engine: &Engine, path: &Path, bytes: &[u8]) -> Result<Code, Start
             "{shown} is an ELF file, and not what `polyinit compile` writes, or not all of it: compile it again; an executable has a name that doesn't end in .wasm or .cwasm"
         )));
     };
-    map(engine, path, matches!(kind, Precompiled::Component)).map_err(|error| {
+    take(engine, bytes, matches!(kind, Precompiled::Component)).map_err(|error| {
         StartError::new(format!(
             "{shown} was compiled for another version of polyinit or another machine ({error:#}); compile it again, or give the .wasm file that it was made from"
         ))
     })
 }
 
+/// Takes a copy of compiled code: a file that users name is one that they copy the next version over, while this one runs.
+#[allow(unsafe_code, reason = "Wasmtime can't check machine code; see SAFETY")]
+fn take(engine: &Engine, bytes: &[u8], component: bool) -> wasmtime::Result<Code> {
+    // SAFETY: the bytes must be what Wasmtime's compiler wrote. Wasmtime itself refuses those of other versions, settings
+    // and processors. Beyond that, they are the program that the user asked us to run, and a user who could put harmful
+    // machine code into a .cwasm could as well put it into an executable, which we run with the same rights.
+    unsafe {
+        if component {
+            Component::deserialize(engine, bytes).map(Code::Component)
+        } else {
+            Module::deserialize(engine, bytes).map(Code::Module)
+        }
+    }
+}
+
 /// Maps compiled code from a file.
 #[allow(unsafe_code, reason = "Wasmtime can't check machine code; see SAFETY")]
 fn map(engine: &Engine, path: &Path, component: bool) -> wasmtime::Result<Code> {
-    // SAFETY: the file must hold what Wasmtime's compiler wrote, and not change while it is mapped. Wasmtime itself
-    // refuses files of other versions, settings and processors. Beyond that, a file is either from our cache, whose
-    // directory only this user can write to, whose files are put in place whole, never changed, and checked against
-    // their checksum before this; or it is the program that the user asked us to run, and a user who could put
-    // harmful machine code into a .cwasm could as well put it into an executable, which we run with the same rights.
+    // SAFETY: as for `take`, and the file must not change while it is mapped. It is either from our cache, whose directory
+    // only this user can write to, whose files are put in place whole, never changed, and checked against their checksum
+    // before this; or it stands beside the program under the name of its content's hash, where `polyinit compile` puts it,
+    // whole as well.
     unsafe {
         if component {
             Component::deserialize_file(engine, path).map(Code::Component)

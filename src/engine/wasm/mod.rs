@@ -124,7 +124,15 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
             machinery: source.machinery(),
             metered: sandbox.fuel.is_some(),
         })?;
-        let code = source.load(&runtime.engine, cache.as_deref())?;
+        let code = source.load(&runtime.engine, cache.as_deref()).map_err(|error| {
+            if sandbox.fuel.is_some() && source.is_compiled() {
+                StartError::new(format!(
+                    "{shown} was compiled without the counting of fuel, which its `fuel` asks for; give the .wasm file that it was made from"
+                ))
+            } else {
+                error
+            }
+        })?;
         let loaded = began.elapsed();
         let linked = link::link(runtime, &code, &shown, &sandbox, cores)?;
         Ok((runtime, linked, [("load", loaded), ("link", began.elapsed() - loaded)]))

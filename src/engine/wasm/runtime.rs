@@ -9,12 +9,12 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmtime::component::Linker;
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
-    WasmBacktraceDetails,
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourcesRequired, Store,
+    UpdateDeadline, WasmBacktraceDetails,
 };
 
 use super::host::ComponentHost;
-use super::limits::{Budget, HasLimits, TABLE_ELEMENTS};
+use super::limits::{Budget, HasLimits, INSTANCES, TABLE_ELEMENTS};
 use super::link;
 use crate::engine::{StartError, processors};
 use crate::event::{Failure, FailureKind};
@@ -31,12 +31,12 @@ const MOST_SLOTS: u32 = 1000;
 /// The most for each processor: room for many guests that wait for somebody else, though each slot takes some
 /// microseconds when the engine is made, for which the first reply waits.
 const SLOTS_PER_PROCESSOR: u32 = 256;
-/// Core instances and tables that one slot allows for: a component has a few of each (its own module, adapters, shims).
-const PER_SLOT: u32 = 8;
+/// Tables that one slot allows for: a component has a few (of its own module, adapters, shims).
+const TABLES_PER_SLOT: u32 = 8;
 /// Free slots that keep the pages of their last guest.
 const WARM_SLOTS: u32 = 16;
 /// When an event that was turned away is worth another try.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Events that wait for a slot at once.
 const QUEUE: usize = 1024;
 /// The stack of one guest, in bytes: a megabyte is what native programs have that recurse as deep.
@@ -291,9 +291,10 @@ pub(super) fn portable_compiler(kind: Kind) -> Result<Engine, StartError> {
 fn pooled(kind: Kind, slots: u32, per_guest: usize, keep: usize) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(slots)
-        .total_tables(slots.saturating_mul(PER_SLOT))
+        .total_tables(slots.saturating_mul(TABLES_PER_SLOT))
         .total_stacks(slots)
-        .total_core_instances(slots.saturating_mul(PER_SLOT))
+        // A count, for which nothing is reserved.
+        .total_core_instances(slots.saturating_mul(INSTANCES))
         .total_component_instances(slots)
         .max_memories_per_module(4)
         .max_tables_per_module(4)
@@ -322,6 +323,11 @@ fn on_demand(kind: Kind) -> Config {
         .memory_reservation_for_growth(16 << 20)
         .memory_guard_size(64 << 10);
     config
+}
+
+/// Slots that an instance with these resources takes.
+pub(super) fn slots_for(required: &ResourcesRequired) -> u32 {
+    required.num_memories.max(required.num_tables.div_ceil(TABLES_PER_SLOT))
 }
 
 /// How many linear memories events may have at once, with so many bytes of `memory` and so many `processors`.

@@ -19,6 +19,10 @@ use super::log::Log;
 use super::outgoing::connect;
 use crate::program::sandbox::{HostRule, Scheme};
 
+/// No name is longer, in bytes: 253 characters (RFC 1035, section 2.3.4) of whatever script.
+const NAME_LIMIT: usize = 4 * 253;
+/// Characters of what is no name that are told.
+const NAME_SHOWN: usize = 80;
 /// Addresses that one instance is known to have looked up.
 const KNOWN: usize = 1024;
 
@@ -96,6 +100,12 @@ impl Sockets {
 
     /// The rules that `name` may be looked up for.
     fn rules_for(&self, name: &str) -> Option<Vec<usize>> {
+        // What is no name could be as long as the guest's memory, and look like lines of the log.
+        if name.len() > NAME_LIMIT || name.contains(|c: char| c.is_control() || c.is_whitespace()) {
+            let shown: String = name.chars().take(NAME_SHOWN).collect();
+            self.refuse(&format!("look up {shown:?}"), "it is no name of a host");
+            return None;
+        }
         let rules: Vec<usize> = (0..self.0.rules.len())
             .filter(|at| self.0.rules[*at].names(name))
             .collect();
@@ -108,6 +118,10 @@ impl Sockets {
 
     /// Whether a look-up may give `address` for a name of these rules; then it may be connected to.
     fn learn(&self, address: IpAddr, rules: &[usize]) -> bool {
+        let text = address.to_string();
+        if self.0.rules.iter().any(|rule| rule.is_address() && rule.names(&text)) {
+            return true;
+        }
         let leading: Vec<usize> = rules
             .iter()
             .copied()
@@ -298,12 +312,25 @@ mod tests {
         let rules = sockets.rules_for("db.example.org").unwrap();
         assert!(sockets.learn("93.184.215.14".parse().unwrap(), &rules));
         assert!(!sockets.learn("127.0.0.1".parse().unwrap(), &rules));
+        assert!(sockets.learn("10.0.0.7".parse().unwrap(), &rules) && !connects(&sockets, "10.0.0.7:5432"));
         assert!(connects(&sockets, "93.184.215.14:5432") && !connects(&sockets, "93.184.215.14:6379"));
         assert!(!connects(&sockets, "127.0.0.1:5432"));
         assert!(sockets.rules_for("other.example.org").is_none());
         let told = sockets.0.log.tail();
         assert!(told.contains("hosts = [\"tcp://other.example.org:PORT\"]"), "{told}");
         assert!(told.contains("--allow-host tcp://10.0.0.7:6380"), "{told}");
+    }
+
+    #[test]
+    fn what_is_no_name_is_not_looked_up_and_tells_no_lines_of_its_own() {
+        let sockets = sockets(&["*:*"]);
+        for name in ["db\nERROR another: forged", &"x".repeat(1 << 20), "a b"] {
+            assert!(sockets.rules_for(name).is_none());
+            let told = sockets.0.log.tail();
+            let line = told.lines().last().unwrap();
+            assert!(line.starts_with("refused to look up \"") && line.len() < 200, "{line}");
+        }
+        assert!(sockets.rules_for("bücher.example.org.").is_some() && sockets.rules_for("::1").is_some());
     }
 
     #[test]

@@ -314,6 +314,26 @@ async fn a_body_that_stops_coming_breaks_in_time() {
 }
 
 #[tokio::test]
+async fn a_guest_whose_client_takes_nothing_is_ended_in_time() {
+    let guest = start_with(
+        &with_timeout(100),
+        &module(PLAIN, &format!("{} (loop $on {} (br $on))", say(26), say(60_000))),
+    )
+    .await
+    .unwrap();
+    let mut body = get(&guest).await.unwrap().into_body();
+    // With no guest left there is nothing to wait for.
+    let stopped = guest.stop(Duration::from_secs(60));
+    tokio::time::timeout(Duration::from_secs(20), stopped).await.unwrap();
+    let error = loop {
+        if let Err(error) = body.frame().await.expect("an error in place of the end") {
+            break error;
+        }
+    };
+    assert!(error.to_string().contains("was ended"), "{error}");
+}
+
+#[tokio::test]
 async fn a_guest_whose_client_is_gone_is_gone_too() {
     let guest = engine(&module(PLAIN, &format!("{} (call $sleep)", say(26)))).await;
     let response = get(&guest).await.unwrap();
@@ -355,6 +375,35 @@ async fn memory_ends_at_the_limit_and_the_failure_says_so() {
 }
 
 #[tokio::test]
+async fn a_module_holds_only_so_many_files_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let guest = r#"(module
+        (import "wasi_snapshot_preview1" "path_open"
+            (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "guest.wasm")
+        (func (export "_start") (local $left i32)
+            (local.set $left (i32.const 3000))
+            (loop $more
+                (if (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 10) (i32.const 0) (i64.const 2)
+                        (i64.const 2) (i32.const 0) (i32.const 32))
+                    (then unreachable))
+                (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))))"#;
+    std::fs::write(directory.path().join("guest.wasm"), wat::parse_str(guest).unwrap()).unwrap();
+    let mut component = Component::new(
+        "guest",
+        directory.path(),
+        EngineKind::Wasm,
+        Entrypoint::File("guest.wasm".into()),
+    );
+    let folder = format!("{}::/data", directory.path().display());
+    component.keys.wasm.directories.push(folder.parse().unwrap());
+    let guest = start(&component, &Settings::default()).await.unwrap();
+    let failure = get(&guest).await.unwrap_err();
+    assert!(failure.message.contains("resource table has no free keys"), "{failure}");
+}
+
+#[tokio::test]
 async fn what_is_no_reply_is_told_in_the_guests_words() {
     for (data, body, expected) in [
         (
@@ -363,6 +412,11 @@ async fn what_is_no_reply_is_told_in_the_guests_words() {
             "line 1 of stdout, \"Hello, world!\", is no header",
         ),
         ("", String::new(), "nothing on stdout"),
+        (
+            "",
+            "(call $write (i32.const 1) (i32.const 1024) (i32.const 60000))".repeat(2),
+            "65536 bytes on stdout and no empty line",
+        ),
         (PLAIN, say(20), "stdout ends before the empty line"),
         (
             "Content-Length: 9\\0a\\0a",
@@ -395,6 +449,37 @@ async fn a_program_compiled_ahead_of_time_runs() {
         .await
         .unwrap();
     assert_eq!(get(&guest).await.unwrap().status(), 200);
+    // The next version is copied over it. A guest that is at work would read zeroes as code from here on.
+    let file = std::fs::File::options()
+        .write(true)
+        .open(directory.path().join("guest.cwasm"))
+        .unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(0).unwrap();
+    file.set_len(length).unwrap();
+    assert_eq!(get(&guest).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn code_compiled_ahead_of_time_counts_no_fuel_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let wasm = directory.path().join("guest.wasm");
+    std::fs::write(&wasm, wat::parse_str(module(PLAIN, &say(26))).unwrap()).unwrap();
+    std::fs::write(directory.path().join("ahead.cwasm"), compile(&wasm).unwrap()).unwrap();
+    let mut component = Component::new(
+        "guest",
+        directory.path(),
+        EngineKind::Wasm,
+        Entrypoint::File("ahead.cwasm".into()),
+    );
+    component.keys.wasm.fuel = std::num::NonZeroU64::new(1_000_000);
+    let refused = start(&component, &Settings::default()).await.err().unwrap();
+    assert!(
+        refused
+            .message
+            .starts_with("ahead.cwasm was compiled without the counting of fuel"),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -572,6 +657,20 @@ async fn a_component_that_traps_or_loops_is_ended() {
         .await
         .unwrap();
     assert_eq!(get(&guest).await.unwrap_err().kind, FailureKind::Timeout);
+}
+
+#[tokio::test]
+async fn components_of_many_parts_have_as_many_events_at_once_as_others() {
+    let parts = format!(
+        "(core module $part) {} (core module $m",
+        "(core instance (instantiate $part))".repeat(200)
+    );
+    let many = component("(loop $on (br $on))").replacen("(core module $m", &parts, 1);
+    let guest = start_with(&with_timeout(300), &many).await.unwrap();
+    for outcome in futures_util::future::join_all((0..30).map(|_| get(&guest))).await {
+        let failure = outcome.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Timeout, "{failure}");
+    }
 }
 
 #[tokio::test]

@@ -126,6 +126,22 @@ impl HostRule {
             }
     }
 
+    /// Whether it lets `name` lead to `address`: as a rule for the name, or as one for the address, whoever leads there.
+    pub fn leads_from(&self, name: &str, address: IpAddr) -> bool {
+        (self.is_address() || self.names(name)) && self.may_lead_to(address)
+    }
+
+    /// Whether it is for an address, and not for a name.
+    pub fn is_address(&self) -> bool {
+        matches!(
+            self,
+            Self::Host {
+                name: Name::Address(_),
+                ..
+            }
+        )
+    }
+
     /// Whether a name of this rule may lead to `address`.
     ///
     /// Whoever owns a name decides on its addresses: one of this machine or its network would let a guest reach what
@@ -383,6 +399,9 @@ mod tests {
         for private in ["10.0.0.7", "192.168.1.1", "172.16.0.1", "100.64.0.1", "fd00::1"] {
             assert!(leads("db.internal", private) && !leads("*.internal", private) && !leads("*", private));
         }
+        let from = |text: &str, address: &str| rule(text).leads_from("db.internal", address.parse().unwrap());
+        assert!(from("127.0.0.1", "127.0.0.1") && !from("127.0.0.1", "127.0.0.2"));
+        assert!(from("*.internal", "9.9.9.9") && !from("*.internal", "10.0.0.7") && !from("db.example", "9.9.9.9"));
         assert!(leads("localhost", "127.0.0.1") && leads("a.localhost", "::1"));
         assert!(leads("169.254.169.254", "169.254.169.254") && leads("127.0.0.1", "::ffff:127.0.0.1"));
         assert!(!leads("127.0.0.1", "127.0.0.2"));

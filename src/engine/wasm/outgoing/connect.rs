@@ -157,16 +157,15 @@ pub(in crate::engine::wasm) async fn resolve(name: &str) -> Result<Vec<IpAddr>, 
 }
 
 async fn tcp(rules: &[HostRule], name: &str, scheme: Scheme, port: u16) -> Result<TcpStream, Unconnected> {
-    let rules: Vec<&HostRule> = rules
-        .iter()
-        .filter(|rule| rule.names(name) && rule.permits(scheme, port))
-        .collect();
     let mut last = Unconnected::Unresolved {
         name: name.to_owned(),
         error: io::Error::other("it has no address"),
     };
     for address in resolve(name).await? {
-        if !rules.iter().any(|rule| rule.may_lead_to(address)) {
+        if !rules
+            .iter()
+            .any(|rule| rule.permits(scheme, port) && rule.leads_from(name, address))
+        {
             last = Unconnected::Inside {
                 name: name.to_owned(),
                 address,
@@ -329,6 +328,8 @@ mod tests {
             "{refused}"
         );
         assert!(refused.to_string().contains("name the address itself in `hosts`"));
+        let both: Vec<HostRule> = ["*:*", "127.0.0.1:*"].map(|rule| rule.parse().unwrap()).into();
+        assert!(tcp(&both, "localhost", Scheme::Http, port).await.is_ok());
         for rule in ["localhost:*", "127.0.0.1:*"] {
             let name = rule.trim_end_matches(":*");
             assert!(tcp(&rules(rule), name, Scheme::Http, port).await.is_ok(), "{rule}");

@@ -7,10 +7,12 @@ export CARGO_BUILD_TARGET := $(TRIPLE)
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUSTFLAGS := -C target-feature=+crt-static
 
 POLYINIT := target/$(TRIPLE)/release/polyinit
+# The same program, optimised across crates.
+DIST := target/$(TRIPLE)/dist/polyinit
 IMAGES := target/images
 PACKAGES := target/packages
 
-.PHONY: help build demo test lint bench bench-wasm bench-node bench-proxy setup guests vm images containers clean
+.PHONY: help build dist demo test lint bench bench-wasm bench-node bench-proxy setup guests vm images containers clean
 
 help:
 	@echo "make demo    boot a microVM and send one event each to Python, Node, Go, Rust and a message handler"
@@ -20,10 +22,14 @@ help:
 	@echo "make bench-proxy measure executables directly, and behind polyinit and nginx"
 	@echo "make bench-wasm  measure the WebAssembly engine beside wasmtime serve"
 	@echo "make build   build $(POLYINIT), statically linked"
+	@echo "make dist    build $(DIST), the one to ship: faster by a fifth, after a quarter of an hour"
 	@echo "make lint    cargo fmt and cargo clippy"
 
 build: setup
 	cargo build --release
+
+dist: setup
+	cargo build --profile dist --bin polyinit
 
 setup:
 	tests/host/setup
@@ -62,17 +68,17 @@ lint:
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 
-bench: build guests
-	bench/run $(POLYINIT) $(if $(TODAY),--today $(TODAY))
+bench: dist guests
+	bench/run $(DIST) $(if $(TODAY),--today $(TODAY))
 
-bench-node: build guests
-	bench/node $(POLYINIT)
+bench-node: dist guests
+	bench/node $(DIST)
 
-bench-proxy: build guests
-	bench/proxy $(POLYINIT)
+bench-proxy: dist guests
+	bench/proxy $(DIST)
 
-bench-wasm: build guests
-	bench/wasm $(POLYINIT)
+bench-wasm: dist guests
+	bench/wasm $(DIST)
 
 clean:
 	cargo clean

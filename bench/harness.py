@@ -45,9 +45,9 @@ def arguments_of(document, extend=lambda parser: None):
     parser.add_argument("--only", metavar="ROW")
     extend(parser)
     arguments = parser.parse_args()
-    arguments.binary = arguments.binary or next(ROOT.glob("target/*/release/polyinit"), None)
+    arguments.binary = arguments.binary or next(ROOT.glob("target/*/dist/polyinit"), None)
     if arguments.binary is None:
-        sys.exit(f"{sys.argv[0]}: there is no binary yet: make build")
+        sys.exit(f"{sys.argv[0]}: there is no binary yet: make dist")
     arguments.binary = arguments.binary.resolve()
     return arguments
 

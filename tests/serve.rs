@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Served, built, folder_with, get_h2, program};
+use crate::support::{Running, Served, built, folder_with, get_h2, program};
 
 const HELLO: &str = "\
 async def app(scope, receive, send):
@@ -185,7 +185,7 @@ async fn ends_all_when_its_terminal_is_closed() {
 async fn goes_on_where_hangups_are_ignored() {
     let folder = folder_with("main.py", HELLO);
     let serve = ["serve", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
-    let app = crate::support::Running::start_under(&["nohup"], &serve);
+    let app = Running::start_under(&["nohup"], &serve);
     let line = app.wait_for("serving on http://");
     app.signal(Signal::SIGHUP);
     let address = line.rsplit('/').next().unwrap();
@@ -214,6 +214,32 @@ async fn goes_on_when_nobody_reads_its_log_any_more() {
     let address = line.rsplit('/').next().unwrap();
     assert_eq!(crate::support::get(address, "/exit").await.status, 502);
     assert_eq!(crate::support::get(address, "/").await.text(), "here");
+    app.interrupt();
+    let (status, output) = app.end();
+    assert_eq!(status.code(), Some(0), "{output}");
+}
+
+/// select(2) can't tell of a descriptor beyond 1,023: programs that use it count on not getting one.
+#[tokio::test]
+async fn it_may_have_many_files_open_and_programs_as_many_as_before() {
+    let limits = "\
+import resource
+async def handler(event, context):
+    return '%d %d' % resource.getrlimit(resource.RLIMIT_NOFILE)
+";
+    let folder = folder_with("main.py", limits);
+    let serve = ["serve", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let limited = ["sh", "-c", "ulimit -Sn 300; ulimit -Hn 2000; exec \"$@\"", "sh"];
+    let app = Running::start_under(&limited, &serve);
+    let line = app.wait_for("serving on http://");
+    let address = line.rsplit('/').next().unwrap();
+    let own = std::fs::read_to_string(format!("/proc/{}/limits", app.id())).unwrap();
+    let own = own.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(
+        own.split_whitespace().skip(3).take(2).collect::<Vec<_>>(),
+        ["2000", "2000"]
+    );
+    assert_eq!(crate::support::get(address, "/").await.text(), "300 2000");
     app.interrupt();
     let (status, output) = app.end();
     assert_eq!(status.code(), Some(0), "{output}");

@@ -1,5 +1,8 @@
 //! `polyinit serve`: what it says, how it ends.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use nix::sys::signal::Signal;
 
 use crate::support::{Running, Served, built, folder_with, get_h2, program};
@@ -217,6 +220,34 @@ async fn goes_on_when_nobody_reads_its_log_any_more() {
     app.interrupt();
     let (status, output) = app.end();
     assert_eq!(status.code(), Some(0), "{output}");
+}
+
+/// Asks for `path`, and takes nothing of the reply yet.
+fn ask(address: &str, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_keeps_no_program_from_its_own_end() {
+    let endless = "\
+async def app(scope, receive, send):
+    if scope['type'] == 'lifespan':
+        while (await receive())['type'] == 'lifespan.startup':
+            await send({'type': 'lifespan.startup.complete'})
+        print('all is saved', flush=True)
+        return await send({'type': 'lifespan.shutdown.complete'})
+    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+    while True:
+        await send({'type': 'http.response.body', 'body': bytes(65536), 'more_body': True})
+";
+    let folder = folder_with("main.py", endless);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let mut unread = ask(&app.address, "/");
+    unread.read_exact(&mut [0; 16]).unwrap();
+    let output = app.stop();
+    assert!(output.contains("all is saved"), "{output}");
 }
 
 /// select(2) can't tell of a descriptor beyond 1,023: programs that use it count on not getting one.

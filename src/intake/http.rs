@@ -27,6 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use self::head_timer::HeadTimer;
+use tokio::task::JoinSet;
 pub use self::middleware::{Around, Asked};
 use super::Handler;
 use crate::again::Again;
@@ -67,7 +68,7 @@ pub struct Options {
     pub grace: Duration,
 }
 
-/// Serves `listener` until `shutdown`, then lets the requests under way finish.
+/// Serves `listener` until `shutdown`, then lets the requests under way finish, and ends those that don't in time.
 ///
 /// # Errors
 /// None that last: a connection's errors end that connection.
@@ -86,8 +87,10 @@ pub async fn serve(
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!("can't accept a connection: {error}");
+    let mut under_way = JoinSet::new();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
+            Some(_) = under_way.join_next() => continue,
                 }
             },
             () = shutdown.cancelled() => break,
@@ -106,7 +109,7 @@ pub async fn serve(
             .serve_connection_with_upgrades(io_of(stream), service)
             .into_owned();
         let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        under_way.spawn(async move {
             // A client that goes away or sends nonsense is that client's affair.
             match Again::new(unless_silent(connection, &asked, HEAD_TIMEOUT)).await {
                 Some(Ok(())) => {}
@@ -123,6 +126,8 @@ pub async fn serve(
 /// The output of `connection`; `None` if nothing was `asked` for within `limit`. hyper has a limit of its own only from when
 /// it knows which HTTP it is, which a client can keep it from by saying nothing.
 async fn unless_silent<C: Future>(connection: C, asked: &AtomicBool, limit: Duration) -> Option<C::Output> {
+    // A program whose events nobody has ended would not come to its own end.
+    under_way.shutdown().await;
     let mut connection = pin!(connection);
     let mut patience = Some(Box::pin(tokio::time::sleep(limit)));
     std::future::poll_fn(|cx| {

@@ -34,6 +34,7 @@ use crate::intake::http::{self, Around, Served, access_log};
 use crate::machine::clock::Resumed;
 use crate::machine::options::Options as MachineOptions;
 use crate::machine::{self, console, power, reaper, root};
+use crate::open_files;
 use crate::program::manifest::AccessLog;
 use crate::report;
 use crate::wire;
@@ -62,6 +63,7 @@ pub fn run() -> ! {
 
 fn run_to_end() -> Infallible {
     let machine = machine::prepare();
+    open_files::take_all(Some(open_files::OF_A_MACHINE));
     let log = console::Bounded::new(io::stderr(), console::BACKLOG);
     let level = machine.options.log.as_deref().unwrap_or("info");
     match &log {
@@ -190,6 +192,7 @@ async fn serve_http(address: SocketAddr, handler: Handler, around: Around) {
             observer: Box::new(|served| tell(&served)),
             reveal: false,
             around,
+            patience: Settings::default().event_timeout,
             grace: Duration::ZERO,
         };
         http::serve(listener, handler, options, CancellationToken::new()).await

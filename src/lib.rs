@@ -11,7 +11,8 @@
 //! - [`program`] is what the user brings; [`engine`] runs it; [`router`] chooses the component; [`intake`] takes events,
 //!   and [`schedule`] makes those that a program asks for at certain times.
 //! - [`machine`] does PID 1's duties and knows nothing of events.
-//! - `again` is how tasks are polled in which two sides wake each other.
+//! - `again` is how tasks are polled in which two sides wake each other; `open_files` is how many files this process and
+//!   the programs that it starts may have open.
 //! - [`console`] shows a developer what happens, where it is asked to.
 //! - [`init`] and [`cli`] put the pieces together. [`host`] is the other side, for development and tests.
 
@@ -30,6 +31,7 @@ pub mod image;
 pub mod init;
 pub mod intake;
 pub mod machine;
+mod open_files;
 pub mod program;
 pub mod report;
 pub mod router;

@@ -184,6 +184,28 @@ async fn they_are_replaced_after_their_share() {
 }
 
 #[tokio::test]
+async fn a_reply_on_its_way_is_finished_by_a_worker_that_is_replaced() {
+    let slow = Kind {
+        file: "main.mjs",
+        content: r#"
+export function handler() {
+  let count = 0;
+  return new Response(new ReadableStream({
+    async pull(controller) {
+      await new Promise((done) => setTimeout(done, 500));
+      controller.enqueue(new TextEncoder().encode(`${count} `));
+      if (++count === 13) controller.close();
+    },
+  }));
+}
+"#,
+    };
+    let app = slow.start("workers = 1\nmax_requests = 1");
+    assert_eq!(app.get("/").await.text(), "0 1 2 3 4 5 6 7 8 9 10 11 12 ");
+    app.stop();
+}
+
+#[tokio::test]
 async fn a_start_and_a_reply_may_take_so_long() {
     let silent = Kind {
         file: "server",

@@ -1,8 +1,12 @@
 //! `polyinit serve`: what it says, how it ends.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::Signal;
 
-use crate::support::{Served, built, folder_with, get_h2, program};
+use crate::support::{Running, Served, built, executable, folder_with, get_h2, program};
 
 const HELLO: &str = "\
 async def app(scope, receive, send):
@@ -185,7 +189,7 @@ async fn ends_all_when_its_terminal_is_closed() {
 async fn goes_on_where_hangups_are_ignored() {
     let folder = folder_with("main.py", HELLO);
     let serve = ["serve", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
-    let app = crate::support::Running::start_under(&["nohup"], &serve);
+    let app = Running::start_under(&["nohup"], &serve);
     let line = app.wait_for("serving on http://");
     app.signal(Signal::SIGHUP);
     let address = line.rsplit('/').next().unwrap();
@@ -214,6 +218,122 @@ async fn goes_on_when_nobody_reads_its_log_any_more() {
     let address = line.rsplit('/').next().unwrap();
     assert_eq!(crate::support::get(address, "/exit").await.status, 502);
     assert_eq!(crate::support::get(address, "/").await.text(), "here");
+    app.interrupt();
+    let (status, output) = app.end();
+    assert_eq!(status.code(), Some(0), "{output}");
+}
+
+/// Asks for `path`, and takes nothing of the reply yet.
+fn ask(address: &str, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    stream
+}
+
+/// The same over HTTP/2: the stream's window is never opened again.
+fn ask_h2(address: &str, path: &str) -> TcpStream {
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let head = [0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream];
+        [&head, payload].concat()
+    };
+    // GET, http, :path and :authority as literals (RFC 7541, appendix A).
+    let fields = [b"\x82\x86\x04", &[path.len() as u8][..], path.as_bytes(), b"\x01\x01a"].concat();
+    let (settings, headers) = (frame(4, 0, 0, b""), frame(1, 5, 1, &fields));
+    let mut stream = TcpStream::connect(address).unwrap();
+    let all = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &headers].concat();
+    stream.write_all(&all).unwrap();
+    stream
+}
+
+/// A program has only so many threads.
+#[tokio::test]
+async fn a_reply_ends_when_its_client_takes_nothing_and_not_when_it_is_slow() {
+    let server = r#"#!/usr/bin/env python3
+import http.server, os
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    busy = 0
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        if self.path == "/busy":
+            return self.wfile.write(b"%d" % Handler.busy)
+        Handler.busy += 1
+        try:
+            while True:
+                self.wfile.write(bytes(65536))
+        except OSError:
+            Handler.busy -= 1
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+Server(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+    let folder = executable("server", server);
+    let app = Served::start(folder.path(), &["--timeout", "1"]);
+    let _unread = ask(&app.address, "/endless");
+    let _closed = ask_h2(&app.address, "/endless");
+    let mut slow = ask(&app.address, "/endless");
+    while app.get("/busy").await.text() != "3" {}
+    let mut some = vec![0; 128 << 10];
+    while app.get("/busy").await.text() != "1" {
+        slow.read_exact(&mut some).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let after = Instant::now();
+    while after.elapsed() < Duration::from_secs(3) {
+        slow.read_exact(&mut some).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(app.get("/busy").await.text(), "1");
+    drop(slow);
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_keeps_no_program_from_its_own_end() {
+    let endless = "\
+async def app(scope, receive, send):
+    if scope['type'] == 'lifespan':
+        while (await receive())['type'] == 'lifespan.startup':
+            await send({'type': 'lifespan.startup.complete'})
+        print('all is saved', flush=True)
+        return await send({'type': 'lifespan.shutdown.complete'})
+    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+    while True:
+        await send({'type': 'http.response.body', 'body': bytes(65536), 'more_body': True})
+";
+    let folder = folder_with("main.py", endless);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let mut unread = ask(&app.address, "/");
+    unread.read_exact(&mut [0; 16]).unwrap();
+    let output = app.stop();
+    assert!(output.contains("all is saved"), "{output}");
+}
+
+/// select(2) can't tell of a descriptor beyond 1,023: programs that use it count on not getting one.
+#[tokio::test]
+async fn it_may_have_many_files_open_and_programs_as_many_as_before() {
+    let limits = "\
+import resource
+async def handler(event, context):
+    return '%d %d' % resource.getrlimit(resource.RLIMIT_NOFILE)
+";
+    let folder = folder_with("main.py", limits);
+    let serve = ["serve", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let limited = ["sh", "-c", "ulimit -Sn 300; ulimit -Hn 2000; exec \"$@\"", "sh"];
+    let app = Running::start_under(&limited, &serve);
+    let line = app.wait_for("serving on http://");
+    let address = line.rsplit('/').next().unwrap();
+    let own = std::fs::read_to_string(format!("/proc/{}/limits", app.id())).unwrap();
+    let own = own.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(
+        own.split_whitespace().skip(3).take(2).collect::<Vec<_>>(),
+        ["2000", "2000"]
+    );
+    assert_eq!(crate::support::get(address, "/").await.text(), "300 2000");
     app.interrupt();
     let (status, output) = app.end();
     assert_eq!(status.code(), Some(0), "{output}");

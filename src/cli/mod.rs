@@ -29,6 +29,7 @@ use clap::{Parser, Subcommand};
 use crate::engine::{process, processors};
 use crate::intake::http::{Served, access_log};
 use crate::machine::reaper;
+use crate::open_files;
 use crate::program::manifest::AccessLog;
 
 /// Gives each event (an HTTP request, a network message) to what runs it: Python, Node, any executable that serves
@@ -72,6 +73,7 @@ enum Command {
 /// understood; `invoke` has more.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
+    open_files::take_all(None);
     if std::process::id() != 1 {
         return execute(arguments);
     }

@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 use super::Settings;
 use super::keeper::Kept;
 use super::output::{self, Tail};
+use crate::open_files;
 use crate::program::Component;
 use crate::program::limits::Size;
 use account::Accounts;
@@ -164,7 +165,7 @@ impl Launch {
     }
 
     fn spawn(&self) -> io::Result<Process> {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::from(open_files::command(&self.program));
         command
             .args(&self.arguments)
             .current_dir(&self.directory)

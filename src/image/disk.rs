@@ -17,6 +17,7 @@ use nix::unistd::{geteuid, mkfifo};
 
 use super::target::Target;
 use super::tree::{Entry, Kind, Tree};
+use crate::open_files;
 
 /// Identifies every file system that is made here: a random one would make each build another.
 const IDENTITY: &str = "706f6c79-696e-6974-8000-000000000001";
@@ -40,7 +41,7 @@ pub enum DiskError {
 const TOOLS: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
 fn tool(name: &'static str, epoch: u32) -> Command {
-    let mut command = Command::new(name);
+    let mut command = open_files::command(name);
     command
         .env_clear()
         .env("PATH", TOOLS)

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use backhand::{BackhandError, FilesystemReader, InnerNode, SquashfsFileReader};
 use serde::Serialize;
@@ -14,6 +13,7 @@ use super::init_binary;
 use super::layers::INIT;
 use super::links;
 use crate::machine::superblock;
+use crate::open_files;
 
 /// dpkg's list of what is installed.
 const DPKG_STATUS: &str = "var/lib/dpkg/status";
@@ -216,7 +216,7 @@ fn init_of_ext4(image: &Path) -> io::Result<Option<Init>> {
     let folder = tempfile::tempdir()?;
     let copy = folder.path().join("init");
     let dump = format!("dump /{INIT} \"{}\"", copy.display());
-    let dumped = Command::new("debugfs")
+    let dumped = open_files::command("debugfs")
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .args(["-R", &dump])
         .arg(image)

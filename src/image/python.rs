@@ -13,6 +13,7 @@ use super::folder::{self, FolderError, Modes};
 use super::recipe::{Python, Recipe};
 use super::tree::Tree;
 use super::{PackageCache, Progress};
+use crate::open_files;
 
 /// Wheels inside a package cache.
 const CACHED_WHEELS: &str = "wheels";
@@ -90,7 +91,7 @@ pub fn add(
 /// pip, for the image's Python and processor. The list names everything: what it doesn't is not wanted, so that the same
 /// list is the same packages.
 fn pip(command: &str, python: &Python, list: &Path) -> Command {
-    let mut pip = Command::new("python3");
+    let mut pip = open_files::command("python3");
     pip.args([
         "-m",
         "pip",

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
+use crate::open_files;
+
 /// How long a command may run.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -14,7 +16,7 @@ const OUTPUT: u64 = 1 << 20;
 
 /// Runs `command` with `/bin/sh -c`, and returns what it printed, errors included, and its status if that is not 0.
 pub async fn run(command: &str) -> Vec<u8> {
-    let child = Command::new("/bin/sh")
+    let child = Command::from(open_files::command("/bin/sh"))
         .args(["-c", &format!("exec 2>&1\n{command}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

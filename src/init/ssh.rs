@@ -12,6 +12,7 @@ use tokio::process::Command;
 
 use super::services::Services;
 use crate::engine::Settings;
+use crate::open_files;
 
 const OPENSSH: [&str; 2] = ["/usr/sbin/sshd", "/usr/local/sbin/sshd"];
 const DROPBEAR: [&str; 2] = ["/usr/sbin/dropbear", "/usr/bin/dropbear"];
@@ -60,7 +61,7 @@ async fn prepare_openssh() -> io::Result<()> {
     {
         return Ok(());
     }
-    let made = Command::new(KEYGEN)
+    let made = Command::from(open_files::command(KEYGEN))
         .args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", HOST_KEY])
         .stdin(Stdio::null())
         .output()

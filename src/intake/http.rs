@@ -5,6 +5,7 @@ mod extended;
 mod head_timer;
 mod middleware;
 pub(super) mod problem;
+mod stalled;
 mod upload;
 
 use std::convert::Infallible;
@@ -17,13 +18,16 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::header::HOST;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::head_timer::HeadTimer;
@@ -63,11 +67,13 @@ pub struct Options {
     pub reveal: bool,
     /// What is done around each request.
     pub around: Around,
+    /// How long a client may take nothing of a reply that is there for it.
+    pub patience: Duration,
     /// How long requests under way may take once the end is asked for.
     pub grace: Duration,
 }
 
-/// Serves `listener` until `shutdown`, then lets the requests under way finish.
+/// Serves `listener` until `shutdown`, then lets the requests under way finish, and ends those that don't in time.
 ///
 /// # Errors
 /// None that last: a connection's errors end that connection.
@@ -78,10 +84,13 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let server = listener.local_addr()?;
+    end_stalled(&listener, options.patience);
     let options = Arc::new(options);
     let graceful = GracefulShutdown::new();
+    let mut under_way = JoinSet::new();
     loop {
         let (stream, client) = tokio::select! {
+            Some(_) = under_way.join_next() => continue,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -106,7 +115,7 @@ pub async fn serve(
             .serve_connection_with_upgrades(io_of(stream), service)
             .into_owned();
         let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        under_way.spawn(async move {
             // A client that goes away or sends nonsense is that client's affair.
             match Again::new(unless_silent(connection, &asked, HEAD_TIMEOUT)).await {
                 Some(Ok(())) => {}
@@ -117,7 +126,19 @@ pub async fn serve(
     }
     drop(listener);
     let _ = tokio::time::timeout(options.grace, graceful.shutdown()).await;
+    // A program whose events nobody has ended would not come to its own end.
+    under_way.shutdown().await;
     Ok(())
+}
+
+/// Has the kernel end connections whose clients take nothing for `patience`: a program is at work on their replies, with a
+/// thread maybe, and has only so many. However slow a client is, it takes something now and then (tcp(7), TCP_USER_TIMEOUT).
+fn end_stalled(listener: &TcpListener, patience: Duration) {
+    let milliseconds = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).max(1);
+    // Connections have it from their listener.
+    if let Err(error) = setsockopt(listener, TcpUserTimeout, &milliseconds) {
+        tracing::debug!("clients may take nothing for as long as they like: {error}");
+    }
 }
 
 /// The output of `connection`; `None` if nothing was `asked` for within `limit`. hyper has a limit of its own only from when
@@ -168,7 +189,7 @@ async fn answer(
     let mut request = upload::take(request);
     let named = name_host(&mut request);
     let is_extended = extended::unfold(&mut request);
-    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
     let mut context = Context::next();
     context.client = Some(client);
     context.server = Some(server);
@@ -183,6 +204,10 @@ async fn answer(
         extended::fold(response)
     } else {
         response
+    };
+    let response = match version {
+        Version::HTTP_2 => response.map(|body| stalled::given_up_after(options.patience, body)),
+        _ => response,
     };
     (options.observer)(Served {
         context: &context,

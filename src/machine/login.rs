@@ -11,6 +11,7 @@ use nix::libc;
 use tokio::process::{Child, Command};
 
 use super::console;
+use crate::open_files;
 
 /// What is started, the first one that the image has.
 const SHELLS: [&str; 3] = ["/bin/bash", "/bin/sh", "/bin/busybox"];
@@ -51,7 +52,7 @@ pub async fn keep_shell(terminal: &Path) -> Result<(), LoginError> {
 
 fn start(shell: &str, terminal: &Path) -> io::Result<Child> {
     let terminal = console::open(terminal)?;
-    let mut command = std::process::Command::new(shell);
+    let mut command = open_files::command(shell);
     if shell.ends_with("busybox") {
         command.arg("sh");
     } else {

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
+use crate::open_files;
+
 /// The most that is kept of what a command printed, in bytes: its last words say what is wrong.
 const OUTPUT_KEPT: usize = 64 << 10;
 
@@ -61,7 +63,7 @@ impl Build {
         };
         // Both streams into one pipe: what belongs together stays together.
         let (reader, writer) = io::pipe().map_err(start)?;
-        let mut child = Command::new("/bin/sh")
+        let mut child = Command::from(open_files::command("/bin/sh"))
             .args(["-c", &self.command])
             .current_dir(&self.directory)
             .stdin(Stdio::null())

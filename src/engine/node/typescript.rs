@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::engine::process;
 use crate::engine::{Settings, StartError};
+use crate::open_files;
 use crate::program::{Component, Entrypoint};
 
 const FLAG: &str = "--experimental-strip-types";
@@ -24,7 +25,7 @@ pub async fn flags(component: &Component, settings: &Settings) -> Result<Vec<&'s
     if !begins_with_typescript(component) {
         return Ok(Vec::new());
     }
-    let asked = tokio::process::Command::new("node")
+    let asked = tokio::process::Command::from(open_files::command("node"))
         .arg("--version")
         .env_clear()
         .envs(process::environment(component, settings))

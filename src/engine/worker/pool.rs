@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
@@ -86,6 +86,8 @@ struct Worker {
     left: Option<AtomicI64>,
     /// It has been replaced: it is to end when its events have.
     replaced: CancellationToken,
+    /// Its program may take being told twice for haste.
+    told_to_stop: Once,
 }
 
 /// What to do with an event.
@@ -305,6 +307,7 @@ impl Pool {
             blocked: AtomicU64::new(NOT_BLOCKED),
             left: self.share().map(AtomicI64::new),
             replaced: CancellationToken::new(),
+            told_to_stop: Once::new(),
         });
         {
             let mut state = self.state();
@@ -410,6 +413,11 @@ impl Pool {
             while Arc::strong_count(worker) > 1 {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
+            // It ends its WebSockets, which may have no end of their own; replies on their way are finished.
+            worker.ask_to_stop();
+            while worker.channel.load() > 0 {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
         };
         let draining = tokio::time::timeout_at(deadline.into(), answered);
         tokio::select! {
@@ -422,7 +430,7 @@ impl Pool {
     /// Lets the program shut down: it finishes its events, then its lifespan; then by signals.
     async fn end(&self, worker: &Worker, process: &mut Process, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
-        worker.channel.tell(Kind::Stop, b"");
+        worker.ask_to_stop();
         let gently = tokio::time::timeout(left.mul_f64(GENTLE), async {
             tokio::join!(worker.channel.run(), process.ended())
         });
@@ -509,6 +517,11 @@ impl State {
 }
 
 impl Worker {
+    /// It is to finish its events, and then to end.
+    fn ask_to_stop(&self) {
+        self.told_to_stop.call_once(|| self.channel.tell(Kind::Stop, b""));
+    }
+
     /// Whether it may get events: one that blocked may again once it was heard, which it is in any case, since it has been
     /// asked. That may be long before anybody looks.
     fn answers(&self) -> bool {

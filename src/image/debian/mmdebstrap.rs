@@ -7,6 +7,7 @@ use std::process::{ChildStderr, Command, Stdio};
 
 use super::DebianError;
 use crate::image::Progress;
+use crate::open_files;
 
 /// Its name.
 pub const PROGRAM: &str = "mmdebstrap";
@@ -23,7 +24,7 @@ const GIVES_UP: &str = "E: setup failed";
 pub fn command(epoch: u32) -> Command {
     let kept = KEPT_VARIABLES.into_iter().chain(PROXY_VARIABLES);
     let kept: Vec<(&str, OsString)> = kept.filter_map(|name| Some((name, std::env::var_os(name)?))).collect();
-    let mut command = Command::new(PROGRAM);
+    let mut command = open_files::command(PROGRAM);
     command
         .env_clear()
         .envs(kept)

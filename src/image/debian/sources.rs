@@ -1,6 +1,8 @@
 //! Where this machine's apt gets a suite from, so that an image's packages come from the same mirror.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
+
+use crate::open_files;
 
 /// The lines of a sources.list for the suite, with its updates and security fixes: what apt knows as Debian's own, and
 /// nothing of the other repositories that this machine may use.
@@ -8,7 +10,7 @@ use std::process::{Command, Stdio};
 /// None where apt has no lists of the suite: then mmdebstrap's default, Debian's public mirrors, is as good.
 pub fn of_machine(suite: &str) -> Option<String> {
     let format = "$(ORIGIN)|$(CODENAME)|$(COMPONENT)|$(REPO_URI)|$(RELEASE)";
-    let output = Command::new("apt-get")
+    let output = open_files::command("apt-get")
         .args(["indextargets", "--format", format, "Created-By: Packages"])
         .stderr(Stdio::null())
         .output()

@@ -177,7 +177,10 @@ pub async fn shop_works(address: &str) {
 async fn ends_all_when_its_terminal_is_closed() {
     let script = "#!/bin/sh\npython3 -m http.server $PORT --bind 127.0.0.1 &\nwait\n";
     let folder = crate::support::executable("server", script);
-    let app = Served::launch(folder.path().join("server"), &[]);
+    let path = folder.path().join("server");
+    let serve = ["serve", path.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    // These tests may run under nohup(1) themselves.
+    let app = Running::start_under(&["env", "--default-signal=HUP"], &serve);
     app.wait_for("serving on http://");
     app.signal(Signal::SIGHUP);
     let (status, output) = app.end();

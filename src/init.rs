@@ -192,7 +192,6 @@ async fn serve_http(address: SocketAddr, handler: Handler, around: Around) {
             observer: Box::new(|served| tell(&served)),
             reveal: false,
             around,
-            patience: Settings::default().event_timeout,
             grace: Duration::ZERO,
         };
         http::serve(listener, handler, options, CancellationToken::new()).await

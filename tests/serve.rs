@@ -2,11 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Running, Served, built, executable, folder_with, get_h2, program};
+use crate::support::{Running, Served, built, folder_with, get_h2, program};
 
 const HELLO: &str = "\
 async def app(scope, receive, send):
@@ -231,68 +230,6 @@ fn ask(address: &str, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
     stream
-}
-
-/// The same over HTTP/2: the stream's window is never opened again.
-fn ask_h2(address: &str, path: &str) -> TcpStream {
-    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
-        let head = [0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream];
-        [&head, payload].concat()
-    };
-    // GET, http, :path and :authority as literals (RFC 7541, appendix A).
-    let fields = [b"\x82\x86\x04", &[path.len() as u8][..], path.as_bytes(), b"\x01\x01a"].concat();
-    let (settings, headers) = (frame(4, 0, 0, b""), frame(1, 5, 1, &fields));
-    let mut stream = TcpStream::connect(address).unwrap();
-    let all = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &headers].concat();
-    stream.write_all(&all).unwrap();
-    stream
-}
-
-/// A program has only so many threads.
-#[tokio::test]
-async fn a_reply_ends_when_its_client_takes_nothing_and_not_when_it_is_slow() {
-    let server = r#"#!/usr/bin/env python3
-import http.server, os
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    busy = 0
-
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        if self.path == "/busy":
-            return self.wfile.write(b"%d" % Handler.busy)
-        Handler.busy += 1
-        try:
-            while True:
-                self.wfile.write(bytes(65536))
-        except OSError:
-            Handler.busy -= 1
-
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-Server(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
-"#;
-    let folder = executable("server", server);
-    let app = Served::start(folder.path(), &["--timeout", "1"]);
-    let _unread = ask(&app.address, "/endless");
-    let _closed = ask_h2(&app.address, "/endless");
-    let mut slow = ask(&app.address, "/endless");
-    while app.get("/busy").await.text() != "3" {}
-    let mut some = vec![0; 128 << 10];
-    while app.get("/busy").await.text() != "1" {
-        slow.read_exact(&mut some).unwrap();
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let after = Instant::now();
-    while after.elapsed() < Duration::from_secs(3) {
-        slow.read_exact(&mut some).unwrap();
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    assert_eq!(app.get("/busy").await.text(), "1");
-    drop(slow);
-    app.stop();
 }
 
 #[tokio::test]

@@ -30,9 +30,6 @@ use crate::schedule;
 /// How long requests under way, and then the program, may take to end.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-/// The least time for which a client may take nothing of its reply, however short an event's time is: networks have gaps.
-const LEAST_PATIENCE: Duration = Duration::from_secs(30);
-
 /// Run a program on this machine and offer it over HTTP/1.1 and HTTP/2 (h2c).
 ///
 /// PATH is a file, a folder, a zip or a squashfs. What runs it is told from the program itself: a `.py` file or a
@@ -208,7 +205,7 @@ impl Serve {
         around: Around,
         stop: &mut Stop,
         beside: impl Future<Output = ()>,
-    ) -> Result<(), CommandError> {
+    ) -> io::Result<()> {
         let shutdown = CancellationToken::new();
         let said = match (self.quiet, self.json) {
             (true, _) => Some(AccessLog::Off),
@@ -219,24 +216,23 @@ impl Serve {
             observer: Box::new(move |served| tell(&served, said.or(served.access_log).unwrap_or(AccessLog::Text))),
             reveal: self.reveals(),
             around,
-            patience: self.program.event_timeout()?.max(LEAST_PATIENCE),
             grace: GRACE,
         };
         let serving = http::serve(listener, handler, options, shutdown.clone());
         tokio::pin!(serving, beside);
         tokio::select! {
-            served = &mut serving => return Ok(served?),
+            served = &mut serving => return served,
             () = stop.asked() => {}
             // It has said why it ended, and what is served is served on.
             () = &mut beside => tokio::select! {
-                served = &mut serving => return Ok(served?),
+                served = &mut serving => return served,
                 () = stop.asked() => {}
             }
         }
         shutdown.cancel();
         // Whoever asks twice does not want to wait for the requests under way.
         tokio::select! {
-            served = serving => Ok(served?),
+            served = serving => served,
             () = stop.asked() => Ok(()),
         }
     }

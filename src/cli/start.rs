@@ -85,15 +85,16 @@ impl ProgramArguments {
         })
     }
 
-    /// The longest that one event may take.
-    pub fn event_timeout(&self) -> Result<Duration, CommandError> {
-        seconds("timeout", self.timeout)
-    }
-
     fn settings(&self) -> Result<Settings, CommandError> {
+        let seconds = |name: &str, value: f64| {
+            Duration::try_from_secs_f64(value)
+                .ok()
+                .filter(|duration| !duration.is_zero())
+                .ok_or_else(|| format!("--{name} {value}: must be more than 0 seconds"))
+        };
         Ok(Settings {
             cache: cache_directory(),
-            event_timeout: self.event_timeout()?,
+            event_timeout: seconds("timeout", self.timeout)?,
             start_timeout: seconds("start-timeout", self.start_timeout)?,
             workers: self.workers.map(usize::from),
             // Where a host has put its API on this machine, under the name that the network's SDK knows.
@@ -102,13 +103,6 @@ impl ProgramArguments {
             ..Settings::default()
         })
     }
-}
-
-fn seconds(name: &str, value: f64) -> Result<Duration, CommandError> {
-    Duration::try_from_secs_f64(value)
-        .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| format!("--{name} {value}: must be more than 0 seconds").into())
 }
 
 /// What a container's environment is for: the program in it. Elsewhere it is somebody's own, and programs have of it what

@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 use super::say;
 use super::serve::{GRACE, Stop};
 use super::{CommandError, assignment, tell};
-use crate::engine;
 use crate::host::gateway::{self, Limits, Output};
 use crate::host::hardware::{Drive, Forward, Network};
 use crate::host::kernel::Kernel;
@@ -241,7 +240,6 @@ impl Machine {
             reveal: self.listen.ip().is_loopback(),
             // What a manifest asks for is done where its program is served: by `polyinit serve`.
             around: Around::default(),
-            patience: engine::Settings::default().event_timeout,
             grace: GRACE,
         };
         let shutdown = CancellationToken::new();

@@ -5,7 +5,6 @@ mod extended;
 mod head_timer;
 mod middleware;
 pub(super) mod problem;
-mod stalled;
 mod upload;
 
 use std::convert::Infallible;
@@ -18,14 +17,12 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::header::HOST;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -67,8 +64,6 @@ pub struct Options {
     pub reveal: bool,
     /// What is done around each request.
     pub around: Around,
-    /// How long a client may take nothing of a reply that is there for it.
-    pub patience: Duration,
     /// How long requests under way may take once the end is asked for.
     pub grace: Duration,
 }
@@ -84,7 +79,6 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let server = listener.local_addr()?;
-    end_stalled(&listener, options.patience);
     let options = Arc::new(options);
     let graceful = GracefulShutdown::new();
     let mut under_way = JoinSet::new();
@@ -129,16 +123,6 @@ pub async fn serve(
     // A program whose events nobody has ended would not come to its own end.
     under_way.shutdown().await;
     Ok(())
-}
-
-/// Has the kernel end connections whose clients take nothing for `patience`: a program is at work on their replies, with a
-/// thread maybe, and has only so many. However slow a client is, it takes something now and then (tcp(7), TCP_USER_TIMEOUT).
-fn end_stalled(listener: &TcpListener, patience: Duration) {
-    let milliseconds = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).max(1);
-    // Connections have it from their listener.
-    if let Err(error) = setsockopt(listener, TcpUserTimeout, &milliseconds) {
-        tracing::debug!("clients may take nothing for as long as they like: {error}");
-    }
 }
 
 /// The output of `connection`; `None` if nothing was `asked` for within `limit`. hyper has a limit of its own only from when
@@ -189,7 +173,7 @@ async fn answer(
     let mut request = upload::take(request);
     let named = name_host(&mut request);
     let is_extended = extended::unfold(&mut request);
-    let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     let mut context = Context::next();
     context.client = Some(client);
     context.server = Some(server);
@@ -204,10 +188,6 @@ async fn answer(
         extended::fold(response)
     } else {
         response
-    };
-    let response = match version {
-        Version::HTTP_2 => response.map(|body| stalled::given_up_after(options.patience, body)),
-        _ => response,
     };
     (options.observer)(Served {
         context: &context,

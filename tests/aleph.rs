@@ -490,18 +490,19 @@ async fn a_second_halt_takes_nothing_from_the_first() {
         "import asyncio\nasync def app(scope, receive, send):\n    if scope['type'] == 'lifespan':\n        \
          for word in ('startup', 'shutdown'):\n            await receive()\n            \
          await send({{'type': f'lifespan.{{word}}.complete'}})\n        open({file:?}, 'w').close()\n        return\n    \
-         await asyncio.sleep(1)\n    await send({{'type': 'http.response.start', 'status': 200}})\n    \
+         if scope['path'] == '/slow':\n        print('begun')\n        await asyncio.sleep(2)\n    \
+         await send({{'type': 'http.response.start', 'status': 200}})\n    \
          await send({{'type': 'http.response.body'}})\n"
     );
     assert_eq!(guest.configure(&plain(&code)).await, ConfigurationAnswer::Success);
     let mut event = guest.connect().await;
     event.write_all(b"CONNECT 52\n").await.unwrap();
-    let scope = http_scope("GET", "/", "").encode().unwrap();
+    let scope = http_scope("GET", "/slow", "").encode().unwrap();
     event.write_all(&scope).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    guest.wait_for("begun");
     let mut first = guest.connect().await;
     first.write_all(b"CONNECT 52\nhalt").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    while matches!(guest.get("/").await, EventAnswer::Value(_)) {}
     let (said, _) = guest.halt().await;
     assert_eq!(said, b"STOP\nSTOPZ\n");
     assert!(file.exists(), "the program was not told to shut down");

@@ -286,10 +286,12 @@ async fn a_worker_that_has_blocked_gets_events_again() {
     let app = plain(&["--workers", "1", "--timeout", "20"]);
     let address = app.address.clone();
     let blocking = tokio::spawn(async move { get(&address, "/block?s=0.6").await.status });
+    // It is asked for a sign of life only once it was silent for a while, and what is told here is time itself.
     tokio::time::sleep(Duration::from_millis(200)).await;
     let impatient = tokio::time::timeout(Duration::from_millis(150), app.get("/")).await;
     assert!(impatient.is_err(), "the worker does not block: {impatient:?}");
     assert_eq!(blocking.await.unwrap(), 200);
+    // As long again, in which nobody looks at it.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(app.get("/").await.status, 200);
     app.stop();

@@ -215,7 +215,7 @@ async fn goes_on_when_nobody_reads_its_log_any_more() {
         "1",
     ];
     let unread = ["bash", "-c", "exec \"$@\" 2> >(exec true)", "bash"];
-    let app = crate::support::Running::start_under(&unread, &serve);
+    let app = Running::start_under(&unread, &serve);
     let line = app.wait_for("serving on http://");
     let address = line.rsplit('/').next().unwrap();
     assert_eq!(crate::support::get(address, "/exit").await.status, 502);

@@ -84,7 +84,6 @@ pub async fn serve(
     let mut under_way = JoinSet::new();
     loop {
         let (stream, client) = tokio::select! {
-            Some(_) = under_way.join_next() => continue,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -95,6 +94,8 @@ pub async fn serve(
             },
             () = shutdown.cancelled() => break,
         };
+        // Those that have ended since: to wait for them would be a wake-up for each.
+        while under_way.try_join_next().is_some() {}
         let asked = Arc::new(AtomicBool::new(false));
         let service = {
             let (handler, options, asked) = (handler.clone(), options.clone(), asked.clone());

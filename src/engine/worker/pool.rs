@@ -35,8 +35,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a worker that was replaced, and has no more events, may take to end.
 const REPLACED_GRACE: Duration = Duration::from_secs(5);
 
-/// How long a worker's end may be told after the time to stop is over: it takes a moment to die.
-const LAST_BREATH: Duration = Duration::from_secs(2);
+/// How long after the time to stop it is still waited for the keepers: what they kill takes a moment to die, and to be told of.
+const KEEPERS_LAST: Duration = Duration::from_secs(2);
 
 /// The part of the time to stop that a program gets before it is told by a signal.
 const GENTLE: f64 = 0.8;
@@ -138,7 +138,7 @@ impl Engine for Workers {
                     }
                 }
                 // The keepers see to the deadline, and whoever drops them to what they have left.
-                if Instant::now() >= deadline + LAST_BREATH {
+                if Instant::now() >= deadline + KEEPERS_LAST {
                     return;
                 }
                 // For a change that comes between the look and the wait.
@@ -337,11 +337,7 @@ impl Pool {
             End::Replaced => {
                 self.drain(&worker, Instant::now() + self.settings.event_timeout).await;
                 let grace = Instant::now() + REPLACED_GRACE;
-                let deadline = if self.is_stopping() {
-                    self.stop_deadline().min(grace)
-                } else {
-                    grace
-                };
+                let deadline = self.stopping.borrow().map_or(grace, |stop| stop.min(grace));
                 self.end(&worker, &mut process, deadline).await;
             }
         }

@@ -12,7 +12,7 @@ DIST := target/$(TRIPLE)/dist/polyinit
 IMAGES := target/images
 PACKAGES := target/packages
 
-.PHONY: help build dist demo test lint bench bench-wasm bench-node bench-proxy setup guests vm images containers clean
+.PHONY: help build dist demo test lint bench bench-wasm bench-node bench-proxy setup guests vm images clean
 
 help:
 	@echo "make demo    boot a microVM and send one event each to Python, Node, Go, Rust and a message handler"
@@ -49,17 +49,14 @@ images: build
 	$(POLYINIT) image build runtimes/wasm -o $(IMAGES)/wasm.squashfs
 	$(POLYINIT) image build runtimes/minimal -o $(IMAGES)/minimal.squashfs --cache $(PACKAGES)
 	$(POLYINIT) image build runtimes/python -o $(IMAGES)/python.squashfs --cache $(PACKAGES)
-	$(POLYINIT) image build runtimes/debian-12 -o $(IMAGES)/debian-12.squashfs --cache $(PACKAGES)
-
-containers: images
-	$(POLYINIT) image build runtimes/debian-12 -o $(IMAGES)/debian-12.oci --cache $(PACKAGES)
+	$(POLYINIT) image build runtimes/debian-12 -o $(IMAGES)/debian-12.squashfs -o $(IMAGES)/debian-12.oci --cache $(PACKAGES)
 
 DEMO := bench/demo $(POLYINIT) $(IMAGES)/debian-12.squashfs target/guests/polyglot
 
 demo: images guests vm
 	$(DEMO)
 
-test: images containers guests vm
+test: images guests vm
 	cargo fmt --check
 	$(DEMO)
 	cargo test --release

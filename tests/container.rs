@@ -71,12 +71,12 @@ fn as_root(program: &str) -> Command {
     command
 }
 
-/// The archive that `make containers` builds.
+/// The archive that `make images` builds.
 fn archive() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/images/debian-12.oci");
     assert!(
         path.exists(),
-        "{} is not built: run make containers, or make test",
+        "{} is not built: run make images, or make test",
         path.display()
     );
     path

@@ -341,17 +341,31 @@ fn every_format_is_the_same_every_time_and_says_what_it_is() {
     let folder = TempDir::new().expect("a folder");
     let init = small_init(folder.path());
     let recipe = full_recipe(folder.path());
-    for (format, boots) in [
+    let formats = [
         ("squashfs", true),
         ("erofs", true),
         ("ext4", true),
         ("cpio", true),
         ("oci", false),
-    ] {
-        let images = ["a", "b"].map(|name| folder.path().join(format!("{name}.{format}")));
-        for image in &images {
-            succeeds(polyinit(&[&"build", &recipe, &"-o", image, &"--init", &init]));
-        }
+    ];
+    let image = |name: &str, format: &str| folder.path().join(format!("{name}.{format}"));
+    // All at once, and each by itself.
+    let together = formats.map(|(format, _)| image("a", format));
+    let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"build", &recipe, &"--init", &init];
+    for output in &together {
+        arguments.extend([&"-o" as &dyn AsRef<std::ffi::OsStr>, output]);
+    }
+    let output = succeeds(polyinit(&arguments));
+    for path in &together {
+        assert!(
+            errors(&output).contains(&format!("\n{}: ", path.display())),
+            "{}",
+            errors(&output)
+        );
+    }
+    for (format, boots) in formats {
+        let images = [image("a", format), image("b", format)];
+        succeeds(polyinit(&[&"build", &recipe, &"-o", &images[1], &"--init", &init]));
         let [first, second] = images.each_ref().map(|image| fs::read(image).expect("reads"));
         assert!(first == second, "two {format} images of the same recipe differ");
         let output = succeeds(polyinit(&[&"inspect", &images[0], &"--json"]));

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 
 use super::CommandError;
-use crate::image::{Build, Built, Format, PackageCache, inspect};
+use crate::image::{Build, Built, Format, Output, PackageCache, inspect};
 
 /// Build an image for microVMs, or look into one.
 #[derive(Args)]
@@ -38,16 +38,16 @@ enum Action {
 Examples:
   polyinit image build runtimes/wasm -o wasm.squashfs
   polyinit image build runtimes/minimal -o minimal.oci          for `podman load`, `skopeo copy`
-  polyinit image build runtimes/debian-12 -o debian-12.squashfs --cache ~/.cache/polyinit/packages")]
+  polyinit image build runtimes/debian-12 -o debian-12.squashfs -o debian-12.oci --cache ~/.cache/polyinit/packages")]
 struct BuildImage {
     /// The recipe: a folder with image.toml, or that file
     recipe: PathBuf,
 
-    /// Where the image is written to
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    /// Where the image is written to; may be given again, for the same image in another format
+    #[arg(short, long, value_name = "FILE", required = true)]
+    output: Vec<PathBuf>,
 
-    /// What kind of image [default: by the file's name: .erofs, .ext4, .cpio, .oci; else squashfs]
+    /// What kind of image [default: by each file's name: .erofs, .ext4, .cpio, .oci; else squashfs]
     #[arg(long, value_enum)]
     format: Option<Format>,
 
@@ -96,21 +96,25 @@ impl BuildImage {
     fn run(self) -> Result<(), CommandError> {
         let start = Instant::now();
         let offline = self.offline;
+        let output = |path: PathBuf| Output {
+            format: self.format.unwrap_or_else(|| Format::of(&path)),
+            path,
+        };
         let build = Build {
             recipe: self.recipe,
-            format: self.format.unwrap_or_else(|| Format::of(&self.output)),
-            output: self.output,
+            outputs: self.output.into_iter().map(output).collect(),
             init: self.init,
             cache: self.cache.map(|folder| PackageCache { folder, offline }),
         };
         // Nobody to read it is no reason to stop building.
         let progress = |line: &str| drop(writeln!(io::stderr(), "{line}"));
-        let Built { bytes, entries } = build.run(&progress)?;
-        let (megabytes, seconds) = (bytes as f64 / 1e6, start.elapsed().as_secs_f64());
-        let output = build.output.display();
-        progress(&format!(
-            "{output}: {megabytes:.1} MB with {entries} entries, in {seconds:.1} s"
-        ));
+        build.run(&progress, &|output, Built { bytes, entries }| {
+            let (megabytes, seconds) = (bytes as f64 / 1e6, start.elapsed().as_secs_f64());
+            let output = output.path.display();
+            progress(&format!(
+                "{output}: {megabytes:.1} MB with {entries} entries, in {seconds:.1} s"
+            ));
+        })?;
         Ok(())
     }
 }

@@ -59,14 +59,21 @@ const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
 pub struct Build {
     /// The recipe's folder or file.
     pub recipe: PathBuf,
-    /// The file that the image is written to.
-    pub output: PathBuf,
-    /// What kind of image it becomes.
-    pub format: Format,
+    /// The files that it is written to, each the same image.
+    pub outputs: Vec<Output>,
     /// The program or script that becomes `/sbin/init`; none: the program that is running.
     pub init: Option<PathBuf>,
     /// Packages kept from one build to the next.
     pub cache: Option<PackageCache>,
+}
+
+/// A file that an image is written to.
+#[derive(Debug)]
+pub struct Output {
+    /// The file.
+    pub path: PathBuf,
+    /// What kind of image it becomes.
+    pub format: Format,
 }
 
 /// A folder that packages are kept in.
@@ -78,7 +85,7 @@ pub struct PackageCache {
     pub offline: bool,
 }
 
-/// An image that was built.
+/// A file of an image that was built.
 #[derive(Debug)]
 pub struct Built {
     /// Size of the file in bytes.
@@ -134,18 +141,21 @@ pub enum BuildError {
 }
 
 impl Build {
-    /// Builds the image. Takes as long as the packages take: call it from a thread that may wait.
+    /// Builds the image, and calls `done` with each file that is there. Takes as long as the packages take: call it from a
+    /// thread that may wait.
     ///
     /// # Errors
-    /// What is wrong with the recipe, with init or with `output` is told before anything is done; then whatever fails on the way.
-    /// What was at `output` before stays there unless all went well.
-    pub fn run(&self, progress: Progress<'_>) -> Result<Built, BuildError> {
+    /// What is wrong with the recipe, with init or with the outputs is told before anything is done; then whatever fails on the
+    /// way. What was there before an output stays unless the output is whole.
+    pub fn run(&self, progress: Progress<'_>, done: &dyn Fn(&Output, Built)) -> Result<(), BuildError> {
         let recipe = recipe::read(&self.recipe)?;
         let init = InitBinary::find(self.init.as_deref())?;
         let epoch = epoch(&recipe)?;
         // A place that can't be written to is told now. It is made for good only when there is something to write: a
         // build that is interrupted before leaves nothing there.
-        drop(Target::create(&self.output)?);
+        for output in &self.outputs {
+            drop(Target::create(&output.path)?);
+        }
 
         if matches!(recipe.base, Base::Debian(_)) {
             // mmdebstrap makes what runs on this machine.
@@ -166,29 +176,30 @@ impl Build {
         layers::apply(&mut tree, &recipe, files, &environment, &init)?;
         init.check_in(&tree)?;
 
-        let entries = tree.iter().count();
-        progress(&format!(
-            "writing {} files, folders and links to {}",
-            entries,
-            self.output.display()
-        ));
-        let target = Target::create(&self.output)?;
-        match self.format {
-            Format::Squashfs => squashfs::write(&tree, recipe.compression, epoch, &target)?,
-            Format::Erofs => disk::erofs(&tree, epoch, &target)?,
-            Format::Ext4 => disk::ext4(&tree, epoch, &target)?,
-            Format::Cpio => cpio::write(&tree, epoch, &target).map_err(|source| target.error(source))?,
-            Format::Oci => {
-                // A machine's init looks there by itself; in a container programs are told.
-                if let Some(python) = &recipe.python {
-                    let packages = environment.entry("PYTHONPATH".to_owned());
-                    packages.or_insert_with(|| python.target.get_ref().clone());
-                }
-                oci::write(tree, &environment, init.architecture, epoch, &target)?;
-            }
+        // A machine's init looks there by itself; in a container programs are told.
+        let mut containers_environment = environment;
+        if let Some(python) = &recipe.python {
+            let packages = containers_environment.entry("PYTHONPATH".to_owned());
+            packages.or_insert_with(|| python.target.get_ref().clone());
         }
-        let bytes = target.finish()?;
-        Ok(Built { bytes, entries })
+        let entries = tree.iter().count();
+        for output in &self.outputs {
+            progress(&format!(
+                "writing {entries} files, folders and links to {}",
+                output.path.display()
+            ));
+            let target = Target::create(&output.path)?;
+            match output.format {
+                Format::Squashfs => squashfs::write(&tree, recipe.compression, epoch, &target)?,
+                Format::Erofs => disk::erofs(&tree, epoch, &target)?,
+                Format::Ext4 => disk::ext4(&tree, epoch, &target)?,
+                Format::Cpio => cpio::write(&tree, epoch, &target).map_err(|source| target.error(source))?,
+                Format::Oci => oci::write(tree.clone(), &containers_environment, init.architecture, epoch, &target)?,
+            }
+            let bytes = target.finish()?;
+            done(output, Built { bytes, entries });
+        }
+        Ok(())
     }
 
     /// What the image starts from, and the environment that comes with it.

@@ -72,7 +72,7 @@ pub enum Content {
 }
 
 /// The image's content by path.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tree {
     entries: BTreeMap<PathBuf, Entry>,
 }

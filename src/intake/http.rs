@@ -1,23 +1,22 @@
 //! HTTP/1.1 and HTTP/2 (with prior knowledge, h2c) over TCP: what a developer's machine and a pod have.
 
 pub mod access_log;
+mod client;
 mod extended;
 mod head_timer;
 mod middleware;
 pub(super) mod problem;
+mod stream;
 mod upload;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::header::HOST;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -27,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::client::{Client, Patience, Socket};
 use self::head_timer::HeadTimer;
 pub use self::middleware::{Around, Asked};
 use super::Handler;
@@ -34,8 +34,11 @@ use crate::again::Again;
 use crate::event::{Body, Context, Event, Failure, FailureKind, Input, Reply};
 use crate::program::manifest::AccessLog;
 
-/// How long a client may take to send a request's head (the limit that keeps idle attackers from holding connections).
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long clients are waited for.
+const PATIENCE: Patience = Patience {
+    head: Duration::from_secs(30),
+    reply: Duration::from_secs(60),
+};
 
 /// The pause after accept(2) failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -83,7 +86,7 @@ pub async fn serve(
     let graceful = GracefulShutdown::new();
     let mut under_way = JoinSet::new();
     loop {
-        let (stream, client) = tokio::select! {
+        let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -96,26 +99,26 @@ pub async fn serve(
         };
         // Those that have ended since: to wait for them would be a wake-up for each.
         while under_way.try_join_next().is_some() {}
-        let asked = Arc::new(AtomicBool::new(false));
+        let client = Arc::new(Client::default());
         let service = {
-            let (handler, options, asked) = (handler.clone(), options.clone(), asked.clone());
+            let (handler, options, client) = (handler.clone(), options.clone(), client.clone());
             service_fn(move |request| {
-                asked.store(true, Ordering::Relaxed);
-                answer(request, client, server, handler.clone(), options.clone())
+                client.asks();
+                answer(request, address, server, handler.clone(), options.clone())
             })
         };
         let mut builder = connections();
         builder.http2().enable_connect_protocol();
         let connection = builder
-            .serve_connection_with_upgrades(io_of(stream), service)
+            .serve_connection_with_upgrades(Socket::new(io_of(stream), client.clone()), service)
             .into_owned();
         let connection = graceful.watch(connection);
         under_way.spawn(async move {
             // A client that goes away or sends nonsense is that client's affair.
-            match Again::new(unless_silent(connection, &asked, HEAD_TIMEOUT)).await {
-                Some(Ok(())) => {}
-                Some(Err(error)) => tracing::debug!(%client, "connection ended: {error}"),
-                None => tracing::debug!(%client, "connection ended: nothing was asked for"),
+            match Again::new(client.wait_for(connection, PATIENCE)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(client = %address, "connection ended: {error}"),
+                Err(awaited) => tracing::debug!(client = %address, "connection ended: {awaited}"),
             }
         });
     }
@@ -126,33 +129,13 @@ pub async fn serve(
     Ok(())
 }
 
-/// The output of `connection`; `None` if nothing was `asked` for within `limit`. hyper has a limit of its own only from when
-/// it knows which HTTP it is, which a client can keep it from by saying nothing.
-async fn unless_silent<C: Future>(connection: C, asked: &AtomicBool, limit: Duration) -> Option<C::Output> {
-    let mut connection = pin!(connection);
-    let mut patience = Some(Box::pin(tokio::time::sleep(limit)));
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(output) = connection.as_mut().poll(cx) {
-            return Poll::Ready(Some(output));
-        }
-        if asked.load(Ordering::Relaxed) {
-            patience = None;
-        }
-        match &mut patience {
-            Some(patience) => patience.as_mut().poll(cx).map(|()| None),
-            None => Poll::Pending,
-        }
-    })
-    .await
-}
-
 /// How a connection is served, HTTP/1.1 and HTTP/2 alike.
 pub(super) fn connections() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(HeadTimer::default())
-        .header_read_timeout(HEAD_TIMEOUT);
+        .header_read_timeout(PATIENCE.head);
     builder.http2().timer(TokioTimer::new());
     builder
 }
@@ -174,7 +157,7 @@ async fn answer(
     let mut request = upload::take(request);
     let named = name_host(&mut request);
     let is_extended = extended::unfold(&mut request);
-    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
     let mut context = Context::next();
     context.client = Some(client);
     context.server = Some(server);
@@ -200,7 +183,10 @@ async fn answer(
         failure: response.extensions().get(),
         access_log: asked.as_deref().and_then(Asked::access_log),
     });
-    Ok(response)
+    Ok(match version {
+        Version::HTTP_2 => response.map(|body| stream::overseen(body, PATIENCE.reply)),
+        _ => response,
+    })
 }
 
 /// Has the `Host` of a request be whom its target names, where that is whole (RFC 9112, section 3.2.2; RFC 9113, section
@@ -273,22 +259,4 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, Failure> {
             format!("can't listen on {address}: {error}{hint}"),
         )
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SOON: Duration = Duration::from_millis(20);
-
-    #[tokio::test]
-    async fn a_connection_has_no_end_once_something_was_asked_for() {
-        let asked = AtomicBool::new(false);
-        assert_eq!(unless_silent(std::future::pending::<()>(), &asked, SOON).await, None);
-        let later = async {
-            asked.store(true, Ordering::Relaxed);
-            tokio::time::sleep(3 * SOON).await;
-        };
-        assert_eq!(unless_silent(later, &asked, SOON).await, Some(()));
-    }
 }

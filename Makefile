@@ -6,13 +6,17 @@ TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
 export CARGO_BUILD_TARGET := $(TRIPLE)
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUSTFLAGS := -C target-feature=+crt-static
 
+# While one thing compiles, another is fetched. Those who compile have their own number of jobs.
+MAKEFLAGS += --jobs=2
+unexport MAKEFLAGS
+
 POLYINIT := target/$(TRIPLE)/release/polyinit
 # The same program, optimised across crates.
 DIST := target/$(TRIPLE)/dist/polyinit
 IMAGES := target/images
 PACKAGES := target/packages
 
-.PHONY: help build dist demo test lint bench bench-wasm bench-node bench-proxy setup guests vm images clean
+.PHONY: help build dist demo test tests lint bench bench-wasm bench-node bench-proxy setup guests vm images clean
 
 help:
 	@echo "make demo    boot a microVM and send one event each to Python, Node, Go, Rust and a message handler"
@@ -31,20 +35,20 @@ build: setup
 dist: setup
 	cargo build --profile dist --bin polyinit
 
+# One after another, as `vm` and `guests` are: apt has one lock.
 setup:
 	tests/host/setup
+	runtimes/setup
 
-guests: setup
+guests: setup vm
 	wasm-examples/build
 	tests/host/get-programs
-	runtimes/setup
 	tests/host/get-pythons
 
 vm: setup
 	tests/host/get-vm
 
 images: build
-	runtimes/setup
 	mkdir -p $(IMAGES) $(PACKAGES)
 	$(POLYINIT) image build runtimes/wasm -o $(IMAGES)/wasm.squashfs
 	$(POLYINIT) image build runtimes/minimal -o $(IMAGES)/minimal.squashfs --cache $(PACKAGES)
@@ -56,7 +60,11 @@ DEMO := bench/demo $(POLYINIT) $(IMAGES)/debian-12.squashfs target/guests/polygl
 demo: images guests vm
 	$(DEMO)
 
-test: images guests vm
+# Compiled beside the images, which need one processor.
+tests: build
+	cargo test --release --no-run
+
+test: images guests vm tests
 	cargo fmt --check
 	$(DEMO)
 	cargo test --release

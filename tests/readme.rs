@@ -43,15 +43,11 @@ async fn every_command_works() {
                 std::os::unix::fs::symlink(image, at("debian-12.squashfs")).unwrap();
             }
             ["polyinit", rest @ ..] => {
+                // What `polyinit new` makes, what is there, and what has an extension is in the folder.
+                let is_path = |word: &str| word == "hello" || word.contains('.') || folder.path().join(word).exists();
                 let words: Vec<String> = rest
                     .iter()
-                    .map(|word| {
-                        if folder.path().join(word).exists() || word.contains('.') {
-                            at(word)
-                        } else {
-                            (*word).to_owned()
-                        }
-                    })
+                    .map(|word| if is_path(word) { at(word) } else { (*word).to_owned() })
                     .collect();
                 run(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
             }
@@ -71,7 +67,7 @@ async fn run(words: &[&str]) {
     if serves {
         let line = running.wait_for("serving on http://");
         let address = line.rsplit('/').next().unwrap().trim().to_owned();
-        assert_eq!(get(&address, "/").await.text(), "hello", "{words:?}");
+        assert!(get(&address, "/").await.text().contains("hello"), "{words:?}");
         running.interrupt();
     }
     let (status, output) = running.end();

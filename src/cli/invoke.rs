@@ -34,11 +34,12 @@ Examples:
   polyinit invoke ./shop --message message.json --json
 
 Exit codes:
-  0  a reply below 400, or a value
-  1  the program can't be started
-  2  the command line is not understood
-  4  a 4xx
-  5  a 5xx, or an event that fails")]
+  0    a reply below 400, or a message's answer
+  1    the program can't be started, or its reply breaks off
+  2    the command line is not understood
+  4    a 4xx
+  5    a 5xx, or an event that fails
+  130  ended by Ctrl-C")]
 pub struct Invoke {
     /// The request's method [default: GET, or POST with --body]
     #[arg(long, value_name = "METHOD")]
@@ -48,7 +49,7 @@ pub struct Invoke {
     #[arg(long = "path", value_name = "PATH", default_value = "/", value_parser = target)]
     target: Uri,
 
-    /// A header of the request; may be given again
+    /// A header of the request; may be repeated
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(HeaderName, HeaderValue)>,
 
@@ -64,7 +65,7 @@ pub struct Invoke {
     #[arg(long)]
     json: bool,
 
-    /// Nothing but the reply's body
+    /// Print nothing but the reply's body
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
 

@@ -20,6 +20,7 @@ mod vm;
 mod watch;
 
 use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -182,6 +183,12 @@ pub fn cache_directory() -> Option<PathBuf> {
         base.or_else(|| Some(variable("HOME")?.join(".cache")))?
             .join("polyinit"),
     )
+}
+
+/// `ADDRESS:PORT`, where something listens.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080 or [::]:8080".to_owned())
 }
 
 /// `NAME=VALUE`, as environments have it.

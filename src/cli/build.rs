@@ -49,10 +49,16 @@ impl BuildCommand {
         }
         let wanted = |build: &&Build| self.components.is_empty() || self.components.contains(&build.component);
         for build in builds.iter().filter(wanted) {
-            say(&format!("{}: {}", build.component, build.command));
-            let took = build.run().await?;
-            say(&format!("{}: built in {:.1} s", build.component, took.as_secs_f64()));
+            run(build).await?;
         }
         Ok(())
     }
+}
+
+/// Runs one build command, and says so.
+pub(super) async fn run(build: &Build) -> Result<(), CommandError> {
+    say(&format!("{}: {}", build.component, build.command));
+    let took = build.run().await?;
+    say(&format!("{}: built in {:.1} s", build.component, took.as_secs_f64()));
+    Ok(())
 }

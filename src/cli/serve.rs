@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::live::Live;
-use super::start::{Opened, ProgramArguments, described, start};
+use super::start::{Opened, ProgramArguments, start};
 use super::watch::Watch;
 use super::{CommandError, address, say, tell};
 use crate::console::Console;
@@ -127,7 +127,7 @@ impl Serve {
         let console = self.console();
         let gateway = opened.gateway().await;
         let running = tokio::select! {
-            running = start(opened.program.components.clone(), &opened.settings, console.as_deref(), |running| say(&described(running))) => running?,
+            running = start(opened.program.components.clone(), &opened.settings, console.as_deref(), |running| say(&running.to_string())) => running?,
             () = stop.asked() => return Ok(()),
         };
         let router = Arc::new(Router::new(running));
@@ -157,7 +157,7 @@ impl Serve {
         };
         let folder = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
         let mut variables = Vec::new();
-        if let Some(gateway) = Gateway::told(&folder.path().join("components.sock"), &mut variables).await {
+        if let Some(gateway) = Gateway::open(&folder.path().join("components.sock"), &mut variables).await {
             tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
         }
         let around = Around::default();

@@ -152,17 +152,6 @@ pub(super) async fn start(
     Ok(running)
 }
 
-/// `NAME: why → engine`, for the line that tells the user.
-pub(super) fn described(running: &Running) -> String {
-    let Running { component, engine } = running;
-    let found = engine.describe();
-    let comma = if found.is_empty() { "" } else { ", " };
-    format!(
-        "{}: {}{comma}{found} → {}",
-        component.name, component.why, component.engine
-    )
-}
-
 fn account(name: &str, error: &StartError) -> String {
     let StartError { message, traceback } = error;
     // Most sentences begin with the component's name themselves.

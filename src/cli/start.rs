@@ -34,7 +34,7 @@ pub(super) struct ProgramArguments {
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = assignment)]
     environment: Vec<(String, String)>,
 
-    /// The longest time until the reply to a request begins, in seconds
+    /// The longest time until the reply to a request begins, or for WebAssembly ends, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
     timeout: f64,
 

@@ -131,7 +131,7 @@ pub struct ComponentKeys {
     pub max_requests: Option<MaxRequests>,
     /// Seconds that it may take to start.
     pub start_timeout: Option<f64>,
-    /// Seconds that it may take until its reply to a request begins.
+    /// Seconds until its reply to a request begins, or for WebAssembly ends.
     pub request_timeout: Option<f64>,
     /// The most memory of one process and what it starts (cgroup); of one instance, if it is WebAssembly.
     pub memory: Option<Size>,

@@ -46,22 +46,22 @@ pub struct Message {
 #[derive(Debug, Clone)]
 pub struct Context {
     pub id: EventId,
-    /// The other end of the connection, where the intake is one that has addresses.
+    /// The other end of the connection, if the intake has addresses.
     pub client: Option<SocketAddr>,
     /// Our end of that connection.
     pub server: Option<SocketAddr>,
     /// How many components have passed it on: 0 for one from outside.
     pub depth: u8,
-    /// What it can be followed by, where an engine needs it for requests that its guests make.
+    /// Its request id and trace, if an engine needs them for requests that its guests make.
     pub trace: Option<Arc<Trace>>,
     /// `http` or `https`, as the client saw it.
     pub scheme: &'static str,
-    /// The path with its percent-encoding taken off, where the intake was given it so and decoding the request's
-    /// URI again would take off one layer too many.
+    /// The percent-decoded path, if the intake was given it in that form: decoding the request's URI again would take off
+    /// one layer too many.
     pub decoded_path: Option<String>,
 }
 
-/// Tells events of one run of the process apart, in logs and towards programs.
+/// Tells the events of one process apart, in logs and for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EventId(u64);
 

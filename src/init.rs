@@ -45,7 +45,7 @@ use services::Services;
 /// How long the host may take to accept the ready signal.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long disks may take to be brought up to date at the end: what is left of the host's 5 s.
+/// How long syncing disks may take at the end: what is left of the host's 5 s.
 const RESTART_DEADLINE: Duration = Duration::from_millis(900);
 
 /// What services have between SIGTERM and SIGKILL, at halt.
@@ -56,7 +56,7 @@ const LAST_LINES: Duration = Duration::from_millis(200);
 
 /// The life of PID 1. Comes to its end by restarting the machine.
 pub fn run() -> ! {
-    // A panic here, on the thread that becomes the reaper, would be the kernel's panic, too.
+    // A panic of this thread, which becomes the reaper, would make the kernel panic, too.
     let Err(_panic) = std::panic::catch_unwind(run_to_end);
     power::fail("init panicked")
 }
@@ -95,6 +95,7 @@ fn run_to_end() -> Infallible {
     }
 }
 
+/// Logs what was found at boot, when there was no log yet.
 fn tell_of(machine: &machine::Prepared) {
     for mistake in &machine.mistakes {
         tracing::warn!("{mistake}");
@@ -111,7 +112,7 @@ fn tell_of(machine: &machine::Prepared) {
     }
 }
 
-/// What of the options is the kernel's to do, before anything runs.
+/// Does what the options ask of the kernel, before anything runs.
 fn follow(options: &MachineOptions) {
     let modules: Vec<&str> = options.modules.iter().map(String::as_str).collect();
     for error in machine::modules::load(&modules) {
@@ -134,32 +135,11 @@ async fn live_in_machine(options: MachineOptions) -> io::Result<()> {
         packages: vec![PathBuf::from("/opt/packages")],
         ..Settings::default()
     };
-    let bridge = Arc::new(Bridge::new(guest_api::connect_to_host));
-    for path in ["/run/polyinit/api.sock", "/tmp/socat-socket"] {
-        match guest_api::bind(path.as_ref()) {
-            Ok(listener) => drop(tokio::spawn({
-                let bridge = bridge.clone();
-                async move { bridge.serve(listener).await }
-            })),
-            Err(error) => tracing::warn!("{error}"),
-        }
-    }
+    start_beside(&options);
     let services = Services::default();
     for (name, command) in &options.services {
         services.start(name, command.clone(), &settings, SERVICE_GRACE);
     }
-    if let Some(terminal) = options.login.clone() {
-        tokio::spawn(async move {
-            if let Err(error) = machine::login::keep_shell(&terminal).await {
-                tracing::warn!("{error}");
-            }
-        });
-    }
-    tokio::spawn(async {
-        if let Err(error) = machine::clock::look_after(resumed).await {
-            tracing::debug!("{error}");
-        }
-    });
     let port = options.vsock_port.unwrap_or(wire::PORT);
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
         .map_err(|error| io::Error::other(format!("can't listen on vsock port {port}: {error}")))?;
@@ -174,16 +154,38 @@ async fn live_in_machine(options: MachineOptions) -> io::Result<()> {
     let mut limits = Limits::default();
     limits.event = options.event_limit.unwrap_or(limits.event);
     let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
-    let around = guest.around();
-    let intake = Intake::new(guest, limits, around.clone());
-    for address in options.http {
-        tokio::spawn(serve_http(address, intake.handler(), around.clone()));
-    }
-    live(Listener::Vsock(listener), ready, intake, &settings).await
+    live(Listener::Vsock(listener), ready, guest, limits, options.http, &settings).await
 }
 
-/// Serves the program by HTTP as well, for as long as the machine lives. What its manifest asks for around requests is done
-/// as soon as there is a program.
+/// Starts what is there beside the program and the host's intake: the guest API, and a shell where the options ask for one;
+/// and looks after the clock.
+fn start_beside(options: &MachineOptions) {
+    let bridge = Arc::new(Bridge::new(guest_api::connect_to_host));
+    for path in ["/run/polyinit/api.sock", "/tmp/socat-socket"] {
+        match guest_api::bind(path.as_ref()) {
+            Ok(listener) => drop(tokio::spawn({
+                let bridge = bridge.clone();
+                async move { bridge.serve(listener).await }
+            })),
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+    if let Some(terminal) = options.login.clone() {
+        tokio::spawn(async move {
+            if let Err(error) = machine::login::keep_shell(&terminal).await {
+                tracing::warn!("{error}");
+            }
+        });
+    }
+    tokio::spawn(async {
+        if let Err(error) = machine::clock::look_after(resumed).await {
+            tracing::debug!("{error}");
+        }
+    });
+}
+
+/// Serves the program over HTTP as well, for as long as the machine lives. The middleware that its manifest asks for begins
+/// once there is a program.
 async fn serve_http(address: SocketAddr, handler: Handler, around: Around) {
     let served = async {
         let listener = tokio::net::TcpListener::bind(address).await?;
@@ -201,7 +203,7 @@ async fn serve_http(address: SocketAddr, handler: Handler, around: Around) {
     }
 }
 
-/// Tells of a request that came by HTTP, in the log: consoles are slow, so that there is a line only where it is asked for.
+/// Logs a request that came over HTTP. Consoles are slow, so there is a line only where one is asked for.
 fn tell(served: &Served<'_>) {
     // Anybody can ask for what isn't there, and as often as they like.
     if served.status.is_server_error() {
@@ -213,8 +215,8 @@ fn tell(served: &Served<'_>) {
     }
 }
 
-/// After a pause: the log says so, and every program is sent SIGCONT, as one that was stopped would be (signal(7)).
-/// Nobody is hurt by it, and who must know, for its timers or its random numbers, can listen for it.
+/// After a pause: logs it, and sends every program SIGCONT, as if it had been stopped itself (signal(7)). That does no
+/// harm, and a program that must know, for its timers or its random numbers, can listen for it.
 fn resumed(resumed: Resumed) {
     let what = match resumed.is_copy {
         true => "the machine was resumed from a snapshot",
@@ -283,23 +285,25 @@ pub async fn live_in_folder(options: Options) -> io::Result<()> {
         }
     };
     let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
-    let around = guest.around();
-    let intake = Intake::new(guest, options.limits, around.clone());
-    for address in options.http {
-        tokio::spawn(serve_http(address, intake.handler(), around.clone()));
-    }
-    let lived = live(listener, ready, intake, &settings).await;
+    let lived = live(listener, ready, guest, options.limits, options.http, &settings).await;
     let _ = std::fs::remove_file(&options.socket);
     lived
 }
 
-/// Ready, configure, serve, halt: what a guest does wherever it is.
+/// Ready, configure, serve, halt: what a guest does wherever it is. Its program is served at the addresses in `http`, too.
 async fn live(
     listener: Listener,
     ready: impl Future<Output = io::Result<()>>,
-    intake: Arc<Intake<Guest>>,
+    guest: Guest,
+    limits: Limits,
+    http: Vec<SocketAddr>,
     settings: &Settings,
 ) -> io::Result<()> {
+    let around = guest.around();
+    let intake = Intake::new(guest, limits, around.clone());
+    for address in http {
+        tokio::spawn(serve_http(address, intake.handler(), around.clone()));
+    }
     let serving = tokio::spawn(intake.clone().serve(listener));
     match tokio::time::timeout(READY_PATIENCE, ready).await {
         Ok(Ok(())) => report::stage("ready"),

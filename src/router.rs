@@ -1,5 +1,6 @@
 //! Chooses the component that an event goes to.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub const INTERNAL: &str = ".internal";
 /// The components of a running program, by what they take.
 pub struct Router {
     components: Vec<Running>,
-    /// With the place of its component; the one that says most goes first.
+    /// With the place of its component; the most specific one first.
     routes: Vec<(Route, usize)>,
     names_hosts: bool,
     asks_of_messages: bool,
@@ -32,10 +33,23 @@ pub struct Running {
     pub engine: Arc<dyn Engine>,
 }
 
+/// `NAME: why, what was found in it → engine`, for the line that tells the user.
+impl fmt::Display for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Component { name, why, engine, .. } = &self.component;
+        write!(f, "{name}: {why}")?;
+        let found = self.engine.describe();
+        if !found.is_empty() {
+            write!(f, ", {found}")?;
+        }
+        write!(f, " → {engine}")
+    }
+}
+
 /// What a request is given to.
 enum Choice<'a> {
     Component(&'a Running),
-    /// There is a component, but not for this method; with those that there are.
+    /// The path has routes, but none for this method; with the methods that there are.
     Methods(Vec<&'a Method>),
     None,
 }
@@ -56,22 +70,18 @@ impl Router {
         &self.components
     }
 
-    /// Gives an event to the component whose route says most of it; a message to the one that takes messages.
+    /// Gives an event to the component with the most specific route or subscription for it.
     pub fn handle(&self, event: Event) -> Handling {
-        let chosen = match &event.input {
+        match &event.input {
             Input::Http(request) => match self.by_route(request) {
-                Choice::Component(running) => Ok(running),
-                Choice::Methods(methods) => Err(Ok(method_not_allowed(&methods))),
-                Choice::None => Err(Err(Failure::new(
-                    FailureKind::NotFound,
-                    format!("no component has a route for {}", request.uri().path()),
-                ))),
+                Choice::Component(running) => running.engine.handle(event),
+                Choice::Methods(methods) => answered(Ok(method_not_allowed(&methods))),
+                Choice::None => not_found(format!("no component has a route for {}", request.uri().path())),
             },
-            Input::Message(message) => self.for_message(&message.body).map_err(Err),
-        };
-        match chosen {
-            Ok(running) => running.engine.handle(event),
-            Err(reply) => Box::pin(std::future::ready(reply)),
+            Input::Message(message) => match self.for_message(&message.body) {
+                Some(running) => running.engine.handle(event),
+                None => not_found("no component takes this message: give one `messages = true`".to_owned()),
+            },
         }
     }
 
@@ -85,20 +95,15 @@ impl Router {
         let Some(name) = host.strip_suffix(INTERNAL) else {
             return self.handle(event);
         };
-        match self
-            .components
-            .iter()
-            .find(|running| running.component.name.eq_ignore_ascii_case(name))
-        {
-            Some(running) => running.engine.handle(event),
+        let names = || self.components.iter().map(|running| running.component.name.as_str());
+        match names().position(|known| known.eq_ignore_ascii_case(name)) {
+            Some(place) => self.components[place].engine.handle(event),
             None => {
-                let names: Vec<&str> = self
-                    .components
-                    .iter()
-                    .map(|running| running.component.name.as_str())
-                    .collect();
-                let message = format!("there is no component {name:?}; there are: {}", names.join(", "));
-                Box::pin(std::future::ready(Err(Failure::new(FailureKind::NotFound, message))))
+                let names: Vec<&str> = names().collect();
+                not_found(format!(
+                    "there is no component {name:?}; there are: {}",
+                    names.join(", ")
+                ))
             }
         }
     }
@@ -126,12 +131,12 @@ impl Router {
         }
     }
 
-    /// The component that says most of a message; of several, the first by name.
-    fn for_message(&self, message: &str) -> Result<&Running, Failure> {
+    /// The component whose subscription fits a message best; of equals, the first by name.
+    fn for_message(&self, message: &str) -> Option<&Running> {
         if let [only] = &self.components[..] {
-            return Ok(only);
+            return Some(only);
         }
-        // Most programs have one component for all of them, and no message need be read for that.
+        // Most programs have one component for all messages, which need not be read to find it.
         let subject = if self.asks_of_messages {
             Subject::of(message)
         } else {
@@ -139,13 +144,17 @@ impl Router {
         };
         let wants = |running: &&Running| running.component.keys.messages.wants(&subject);
         let wanting = self.components.iter().rev().filter(|running| wants(running).is_some());
-        wanting.max_by_key(wants).ok_or_else(|| {
-            Failure::new(
-                FailureKind::NotFound,
-                "no component takes this message: give one `messages = true`",
-            )
-        })
+        wanting.max_by_key(wants)
     }
+}
+
+/// What needs no program to be answered.
+fn answered(answer: Result<Reply, Failure>) -> Handling {
+    Box::pin(std::future::ready(answer))
+}
+
+fn not_found(message: String) -> Handling {
+    answered(Err(Failure::new(FailureKind::NotFound, message)))
 }
 
 /// The routes of these components in the order in which they are tried, each with its component's place.

@@ -182,6 +182,17 @@ fn a_port_in_use() {
 }
 
 #[test]
+fn an_address_without_its_port() {
+    let running = crate::support::Running::start(&["serve", ".", "--listen", "localhost"]);
+    let (status, output) = running.end();
+    assert_eq!(status.code(), Some(2));
+    says(
+        &output,
+        &["--listen", "an IP address and a port, such as 127.0.0.1:8080"],
+    );
+}
+
+#[test]
 fn a_zip_that_leads_outside() {
     use std::io::Write;
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));

@@ -140,7 +140,7 @@ async fn what_is_no_program_is_told_with_what_was_looked_for() {
             "def main():\n    pass\n",
             "nothing to run under the names app, application, asgi, wsgi, api, handler, handle",
         ),
-        ("application = 7\n", "'application' is a int, which can't be called"),
+        ("application = 7\n", "'application' is an int, which can't be called"),
         (
             "def app(one):\n    pass\n",
             "'app' is a function that is called as app(one)",

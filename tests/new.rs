@@ -137,6 +137,9 @@ routes = [\"/bad\"]
     let (code, _, errors) = polyinit(&["build", path, "other"]);
     assert_eq!(code, 1);
     assert!(errors.contains("these have: bad, good"), "{errors}");
+    let (code, _, errors) = polyinit(&["build", env!("CARGO_MANIFEST_DIR")]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("there is no polyinit.toml in"), "{errors}");
 }
 
 #[test]

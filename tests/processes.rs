@@ -357,6 +357,10 @@ async fn they_run_as_whom_is_said() {
             said.contains("there is no user \"no-such-user\" in /etc/passwd"),
             "{said}"
         );
+        assert!(
+            !said.contains("can't be started"),
+            "it is the user's name that is wrong: {said}"
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Running, folder_with, get};
+use crate::support::{Running, get};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -20,15 +20,8 @@ fn commands(readme: &str) -> Vec<Vec<&str>> {
 
 #[tokio::test]
 async fn every_command_works() {
-    let folder = folder_with(
-        "main.py",
-        "async def app(scope, receive, send):\n    assert scope['type'] == 'http'\n    \
-         await send({'type': 'http.response.start', 'status': 200})\n    \
-         await send({'type': 'http.response.body', 'body': b'hello'})\n",
-    );
+    let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    std::fs::create_dir(at("my-app")).unwrap();
-    std::fs::copy(at("main.py"), at("my-app/main.py")).unwrap();
     std::os::unix::fs::symlink(Path::new(ROOT).join("runtimes"), at("runtimes")).unwrap();
     let makefile = std::fs::read_to_string(Path::new(ROOT).join("Makefile")).unwrap();
     let readme = readme();
@@ -43,15 +36,11 @@ async fn every_command_works() {
                 std::os::unix::fs::symlink(image, at("debian-12.squashfs")).unwrap();
             }
             ["polyinit", rest @ ..] => {
+                // What `polyinit new` makes, what is there, and what has an extension is in the folder.
+                let is_path = |word: &str| word == "hello" || word.contains('.') || folder.path().join(word).exists();
                 let words: Vec<String> = rest
                     .iter()
-                    .map(|word| {
-                        if folder.path().join(word).exists() || word.contains('.') {
-                            at(word)
-                        } else {
-                            (*word).to_owned()
-                        }
-                    })
+                    .map(|word| if is_path(word) { at(word) } else { (*word).to_owned() })
                     .collect();
                 run(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
             }
@@ -71,7 +60,7 @@ async fn run(words: &[&str]) {
     if serves {
         let line = running.wait_for("serving on http://");
         let address = line.rsplit('/').next().unwrap().trim().to_owned();
-        assert_eq!(get(&address, "/").await.text(), "hello", "{words:?}");
+        assert!(get(&address, "/").await.text().contains("hello"), "{words:?}");
         running.interrupt();
     }
     let (status, output) = running.end();

@@ -11,7 +11,7 @@ use crate::program::manifest;
 /// Run the `build` commands of a program's polyinit.toml.
 ///
 /// Each runs in /bin/sh where the manifest stands, one after another, and must make the component's `source`.
-/// `polyinit serve --watch` does this by itself, whenever something changes.
+/// `polyinit serve --watch` does this by itself whenever something changes.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -28,8 +28,13 @@ pub struct BuildCommand {
 
 impl BuildCommand {
     pub async fn run(self) -> Result<(), CommandError> {
-        let builds = manifest::builds(&self.path)?
-            .ok_or_else(|| format!("there is no {} in {}", manifest::NAME, self.path.display()))?;
+        let builds = manifest::builds(&self.path)?.ok_or_else(|| {
+            format!(
+                "there is no {} in {}, in which `build` commands would stand",
+                manifest::NAME,
+                self.path.display()
+            )
+        })?;
         let known = || builds.iter().map(|build| build.component.as_str());
         if let Some(unknown) = self.components.iter().find(|name| !known().any(|known| known == *name)) {
             let names: Vec<&str> = known().collect();
@@ -44,10 +49,16 @@ impl BuildCommand {
         }
         let wanted = |build: &&Build| self.components.is_empty() || self.components.contains(&build.component);
         for build in builds.iter().filter(wanted) {
-            say(&format!("{}: {}", build.component, build.command));
-            let took = build.run().await?;
-            say(&format!("{}: built in {:.1} s", build.component, took.as_secs_f64()));
+            run(build).await?;
         }
         Ok(())
     }
+}
+
+/// Runs one build command, and says so.
+pub(super) async fn run(build: &Build) -> Result<(), CommandError> {
+    say(&format!("{}: {}", build.component, build.command));
+    let took = build.run().await?;
+    say(&format!("{}: built in {:.1} s", build.component, took.as_secs_f64()));
+    Ok(())
 }

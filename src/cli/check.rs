@@ -9,9 +9,9 @@ use crate::program::{self, Hint, ProgramError, manifest};
 
 /// Check a program's polyinit.toml, and start nothing.
 ///
-/// Every mistake is shown at once, with its line and what was probably meant. The exit code is 0 where there is none.
+/// All mistakes are shown at once, each with its line and what was probably meant. The exit code is 0 if there are none.
 ///
-/// Programs are not looked into: whether a Wasm file can be run is what `polyinit inspect` tells.
+/// The programs themselves are not checked: `polyinit inspect` tells whether a Wasm file can be run.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

@@ -13,8 +13,8 @@ use crate::engine::wasm;
 
 /// Compile WebAssembly ahead of time, for every machine of this architecture.
 ///
-/// The code is put beside each file, where it is looked for before the file is compiled: a machine that gets both starts
-/// without a compiler's time and memory. Its name has the file's hash, so that it is never taken for another's.
+/// The code is put beside each file, where it is looked for before the file is compiled: a machine that has both spends
+/// no time and memory on compiling. The name has the file's hash in it, so that the code is never taken for another file's.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     polyinit compile hello.wasm\n  \
@@ -24,7 +24,7 @@ pub struct Compile {
     #[arg(required = true)]
     files: Vec<PathBuf>,
 
-    /// Where the code of the one file goes [default: beside it]
+    /// Where the code goes, if there is only one file [default: beside it]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

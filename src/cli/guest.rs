@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{CommandError, assignment};
+use super::{CommandError, address, assignment};
 use crate::init::{self, Options};
 use crate::intake::aleph::Limits;
 use crate::report;
@@ -13,8 +13,8 @@ use crate::report;
 /// Play the guest of the aleph.im protocol without a machine.
 ///
 /// Listens on a Unix socket that speaks as Firecracker's vsock device does (`CONNECT 52`), tells SOCKET_52 that it is
-/// ready, takes a configuration and events, and ends with the host's halt. The program runs as it would in a machine,
-/// in a temporary folder in place of /opt and /data. For tests, and for those who write hosts.
+/// ready, takes a configuration and events, and ends when the host says halt. The program runs as it would in a machine,
+/// but in a temporary folder in place of /opt and /data. For tests, and for those who write hosts.
 #[derive(Args)]
 #[command(after_help = "Example:\n  polyinit guest --socket /tmp/v.sock")]
 pub struct Guest {
@@ -26,8 +26,8 @@ pub struct Guest {
     #[arg(long = "device", value_name = "NAME=FILE", value_parser = assignment)]
     devices: Vec<(String, String)>,
 
-    /// Where the program is served by HTTP as well, as a machine's option `http` says; may be given again
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    /// Where the program is served over HTTP as well, as by a machine's option `http`; may be repeated
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     http: Vec<SocketAddr>,
 
     /// The largest event and the largest reply, in bytes

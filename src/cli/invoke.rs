@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Args;
 use http::header::HOST;
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 
 use super::serve::{GRACE, Stop};
@@ -18,9 +18,12 @@ use crate::event::{Body, Event, Failure, Reply};
 use crate::report::{self, milliseconds};
 use crate::router::Router;
 
-/// The exit codes for replies that are no success: that of the status code's class.
+/// The exit codes for replies that are no success: the status code's class.
 const CLIENT_ERROR: u8 = 4;
 const SERVER_ERROR: u8 = 5;
+
+/// The exit code of what was interrupted: 128 and SIGINT's number, as shells have it.
+const INTERRUPTED: u8 = 130;
 
 /// Start a program, give it one event, show the reply, and end it.
 ///
@@ -34,11 +37,12 @@ Examples:
   polyinit invoke ./shop --message message.json --json
 
 Exit codes:
-  0  a reply below 400, or a value
-  1  the program can't be started
-  2  the command line is not understood
-  4  a 4xx
-  5  a 5xx, or an event that fails")]
+  0    a reply below 400, or a message's answer
+  1    the program can't be started, or its reply breaks off
+  2    the command line is not understood
+  4    a 4xx
+  5    a 5xx, or an event that fails
+  130  ended by Ctrl-C")]
 pub struct Invoke {
     /// The request's method [default: GET, or POST with --body]
     #[arg(long, value_name = "METHOD")]
@@ -48,7 +52,7 @@ pub struct Invoke {
     #[arg(long = "path", value_name = "PATH", default_value = "/", value_parser = target)]
     target: Uri,
 
-    /// A header of the request; may be given again
+    /// A header of the request; may be repeated
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(HeaderName, HeaderValue)>,
 
@@ -64,7 +68,7 @@ pub struct Invoke {
     #[arg(long)]
     json: bool,
 
-    /// Nothing but the reply's body
+    /// Print nothing but the reply's body
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
 
@@ -86,7 +90,7 @@ struct Timings {
 impl Invoke {
     pub async fn run(self) -> Result<(), CommandError> {
         report::log::begin(io::stderr(), if self.quiet { "warn" } else { "info" });
-        // Before signals are listened to: reading standard input can't be broken off but by its end.
+        // Before signals are listened to: nothing but its end stops a read of standard input.
         let event = self.event()?;
         let mut stop = Stop::listen()?;
         let began = Instant::now();
@@ -94,7 +98,7 @@ impl Invoke {
         let gateway = opened.gateway().await;
         let running = tokio::select! {
             running = start(opened.program.components.clone(), &opened.settings, None, |_| ()) => running?,
-            () = stop.asked() => return Err(Ended(130).into()),
+            () = stop.asked() => return Err(Ended(INTERRUPTED).into()),
         };
         let started = began.elapsed();
         let router = Arc::new(Router::new(running));
@@ -104,7 +108,7 @@ impl Invoke {
         }
         let code = tokio::select! {
             code = self.give(&router, event, started) => code,
-            () = stop.asked() => Ok(130),
+            () = stop.asked() => Ok(INTERRUPTED),
         };
         router.stop(GRACE).await;
         match code? {
@@ -159,7 +163,7 @@ impl Invoke {
                 Ok(if broken.is_some() {
                     SERVER_ERROR
                 } else {
-                    code(&response)
+                    exit_code(response.status())
                 })
             }
             Ok(Reply::Http(response)) => {
@@ -170,7 +174,7 @@ impl Invoke {
                 timings.whole = began.elapsed();
                 self.show_timings(timings);
                 ended.map_err(|error| format!("the reply broke off: {error}"))?;
-                Ok(code(&response))
+                Ok(exit_code(response.status()))
             }
             Ok(Reply::Value(value)) if self.json => {
                 let text = String::from_utf8_lossy(&value);
@@ -186,11 +190,7 @@ impl Invoke {
             }
             Err(failure) => {
                 self.show_failure(&failure, timings);
-                Ok(if failure.kind.status().is_client_error() {
-                    CLIENT_ERROR
-                } else {
-                    SERVER_ERROR
-                })
+                Ok(exit_code(failure.kind.status()))
             }
         }
     }
@@ -240,8 +240,8 @@ impl Invoke {
     }
 }
 
-fn code(response: &Response<()>) -> u8 {
-    match response.status().as_u16() {
+fn exit_code(status: StatusCode) -> u8 {
+    match status.as_u16() {
         500.. => SERVER_ERROR,
         400.. => CLIENT_ERROR,
         _ => 0,

@@ -20,6 +20,7 @@ mod vm;
 mod watch;
 
 use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -69,7 +70,7 @@ enum Command {
     Image(image::Image),
 }
 
-/// What the command line says, done. The exit code: 0 when all went well, 1 when it did not, 2 when it was not
+/// Does what the command line says. The exit code is 0 if all went well, 1 if it did not, 2 if the command line was not
 /// understood; `invoke` has more.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
@@ -90,7 +91,7 @@ fn execute(arguments: Arguments) -> ExitCode {
     match arguments.command {
         Command::Serve(serve) => match serve.ready() {
             Ok(ready) => run_on(ready.threads(), ready.run()),
-            Err(error) => code(Err(error)),
+            Err(error) => exit_code(Err(error)),
         },
         Command::New(new) => run_on(all, new.run()),
         Command::Build(build) => run_on(all, build.run()),
@@ -121,10 +122,10 @@ fn run_on(threads: usize, command: impl Future<Output = Result<(), CommandError>
     // A compiler that is still at work is not waited for.
     runtime.shutdown_background();
     process::end_all();
-    code(outcome)
+    exit_code(outcome)
 }
 
-fn code(outcome: Result<(), CommandError>) -> ExitCode {
+fn exit_code(outcome: Result<(), CommandError>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast::<Ended>() {
@@ -137,24 +138,24 @@ fn code(outcome: Result<(), CommandError>) -> ExitCode {
 /// Why a command failed: the sentence that its user sees.
 type CommandError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A command has said itself, where a script reads it, that it did not succeed; with its exit code.
+/// The exit code of a command that did not succeed, and has said so itself.
 #[derive(Debug, thiserror::Error)]
 #[error("it did not succeed, as said above")]
 struct Ended(u8);
 
-/// One line for people, at once. That nobody reads it is no reason to end.
+/// Prints one line for people, at once. That nobody reads it is no reason to end.
 fn say(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
 }
 
-/// As [`say`], where the log goes.
+/// As [`say`], on standard error, where the log goes.
 fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Tells of a request that was served.
+/// Prints the line of a request that was served.
 fn tell(served: &Served<'_>, form: AccessLog) {
     static COLOURED: LazyLock<bool> =
         LazyLock::new(|| io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
@@ -182,6 +183,12 @@ pub fn cache_directory() -> Option<PathBuf> {
         base.or_else(|| Some(variable("HOME")?.join(".cache")))?
             .join("polyinit"),
     )
+}
+
+/// `ADDRESS:PORT`, where something listens.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080 or [::]:8080".to_owned())
 }
 
 /// `NAME=VALUE`, as environments have it.

@@ -22,7 +22,7 @@ Examples:
   polyinit new go hello && polyinit build hello && polyinit serve hello
   polyinit new polyglot site")]
 pub struct New {
-    /// What it is written in
+    /// What the program is written in
     template: Template,
 
     /// The folder to make

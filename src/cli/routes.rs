@@ -10,8 +10,9 @@ use crate::router;
 
 /// Show which requests go to which component of a program, and start nothing.
 ///
-/// The route that says most stands first, and is the one that a request takes: an exact host before any, a longer path
-/// before a shorter one, named methods before any.
+/// Routes are shown in the order in which they are tried, and a request takes the first one that matches: an exact host
+/// comes before any host, a longer path before a shorter one, named methods before any method. The last line shows where
+/// network messages go.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

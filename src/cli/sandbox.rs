@@ -12,20 +12,20 @@ use crate::program::{Component, EngineKind};
 #[derive(Args, Clone)]
 #[command(next_help_heading = "WebAssembly")]
 pub struct SandboxArgs {
-    /// A folder that guests see, read-only unless :rw says otherwise; may be given again
+    /// A folder that guests see, read-only unless :rw says otherwise; may be repeated
     #[arg(long = "allow-dir", value_name = "HOST::GUEST[:rw]")]
     directories: Vec<Directory>,
 
     /// Where guests may connect to: https://api.example.org, *.example.org, tcp://10.0.0.7:5432, self (the program's other
-    /// components), aleph (the guest API); may be given again
+    /// components), aleph (the guest API); may be repeated
     #[arg(long = "allow-host", value_name = "HOST")]
     hosts: Vec<HostRule>,
 
-    /// An argument for guests that are commands; may be given again
+    /// An argument for guests that are commands; may be repeated
     #[arg(long = "arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
     arguments: Vec<String>,
 
-    /// Events that one instance has before it is replaced [default: 1, and 128 for WASI 0.3]
+    /// Events that one instance handles before it is replaced [default: 1, and 128 for WASI 0.3]
     #[arg(long, value_name = "EVENTS")]
     reuse: Option<NonZeroU32>,
 
@@ -33,7 +33,7 @@ pub struct SandboxArgs {
     #[arg(long, value_name = "MIB")]
     memory: Option<NonZeroU32>,
 
-    /// The most work on one event, in units of about one instruction [default: as much as --timeout lets it do]
+    /// The most work on one event, in units of about one instruction [default: limited only by --timeout]
     #[arg(long, value_name = "UNITS")]
     fuel: Option<NonZeroU64>,
 }

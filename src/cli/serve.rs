@@ -12,9 +12,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::live::Live;
-use super::start::{Opened, ProgramArguments, described, start};
+use super::start::{Opened, ProgramArguments, start};
 use super::watch::Watch;
-use super::{CommandError, say, tell};
+use super::{CommandError, address, say, tell};
 use crate::console::Console;
 use crate::engine::{Handling, processors};
 use crate::event::Event;
@@ -44,26 +44,26 @@ Examples:
   polyinit serve ./shop --watch
   polyinit serve shop.wasm --allow-dir ./data::/data --allow-host https://api.example.org
 
-Details of failures are shown to clients where --listen is a loopback address, and to the log everywhere.")]
+The log has the details of each failure. Clients see them only if --listen is a loopback address.")]
 pub struct Serve {
     /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     listen: SocketAddr,
 
-    /// No line for each request
+    /// Print no line for each request
     #[arg(short, long)]
     quiet: bool,
 
-    /// A JSON object for each request: time, id, client, method, path, status, ms, request_id, error
+    /// Print a JSON object for each request: time, id, client, method, path, status, ms, request_id, error
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
 
     /// A page at /_polyinit/ that shows the program's components, requests and log. `auto`: for this machine's own users,
-    /// where --listen is a loopback address; `on`: for everybody who can reach it
+    /// if --listen is a loopback address; `on`: for everybody who can reach it
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     console: When,
 
-    /// Build and start anew what changes, without dropping a request
+    /// Rebuild and restart what changes, without dropping a request
     #[arg(short, long)]
     watch: bool,
 
@@ -127,7 +127,7 @@ impl Serve {
         let console = self.console();
         let gateway = opened.gateway().await;
         let running = tokio::select! {
-            running = start(opened.program.components.clone(), &opened.settings, console.as_deref(), |running| say(&described(running))) => running?,
+            running = start(opened.program.components.clone(), &opened.settings, console.as_deref(), |running| say(&running.to_string())) => running?,
             () = stop.asked() => return Ok(()),
         };
         let router = Arc::new(Router::new(running));
@@ -157,7 +157,7 @@ impl Serve {
         };
         let folder = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
         let mut variables = Vec::new();
-        if let Some(gateway) = Gateway::told(&folder.path().join("components.sock"), &mut variables).await {
+        if let Some(gateway) = Gateway::open(&folder.path().join("components.sock"), &mut variables).await {
             tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
         }
         let around = Around::default();

@@ -30,11 +30,11 @@ pub(super) struct ProgramArguments {
     #[arg(long, value_name = "ENTRYPOINT")]
     entrypoint: Option<String>,
 
-    /// A variable for the program's environment; may be given again
+    /// A variable for the program's environment; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = assignment)]
     environment: Vec<(String, String)>,
 
-    /// The longest that one request may take to be answered, in seconds
+    /// The longest time until the reply to a request begins, or for WebAssembly ends, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
     timeout: f64,
 
@@ -42,7 +42,8 @@ pub(super) struct ProgramArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 50.0)]
     start_timeout: f64,
 
-    /// The most processes for a Python or Node program [default: one for each processor, as they are needed]
+    /// The most processes for a Python or Node program [default: one for each processor, at least two, started as events
+    /// need them]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
 
@@ -153,17 +154,6 @@ pub(super) async fn start(
     let running = try_join_all(started).await?;
     settings.warm.clear();
     Ok(running)
-}
-
-/// `NAME: why → engine`, for the line that tells the user.
-pub(super) fn described(running: &Running) -> String {
-    let Running { component, engine } = running;
-    let found = engine.describe();
-    let comma = if found.is_empty() { "" } else { ", " };
-    format!(
-        "{}: {}{comma}{found} → {}",
-        component.name, component.why, component.engine
-    )
 }
 
 fn account(name: &str, error: &StartError) -> String {

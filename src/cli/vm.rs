@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::say;
 use super::serve::{GRACE, Stop};
-use super::{CommandError, assignment, tell};
+use super::{CommandError, address, assignment, tell};
 use crate::host::gateway::{self, Limits, Output};
 use crate::host::hardware::{Drive, Forward, Network};
 use crate::host::kernel::Kernel;
@@ -44,10 +44,10 @@ const CODE_MOUNT: &str = "/opt/code";
 
 /// Boot an image in a microVM, play the host's part of the aleph.im protocol for it, and offer its program over HTTP.
 ///
-/// The machine is Firecracker's or Cloud Hypervisor's where one is installed and KVM boots a kernel, else QEMU's,
-/// emulated if need be. The
-/// kernel is that of --kernel, of $POLYINIT_KERNEL, or one that was fetched to ~/.cache/polyinit/vm. A program of up to
-/// 10 MB is sent as a zip, a larger one becomes a drive on /opt/code, as the network's hosts have it.
+/// The machine is Firecracker's or Cloud Hypervisor's if one is installed and KVM boots a kernel, else QEMU's, emulated if
+/// need be. The kernel is that of --kernel, of $POLYINIT_KERNEL, or one that was fetched to ~/.cache/polyinit/vm
+/// (`tests/host/get-vm ~/.cache/polyinit/vm`). A program of up to 10 MB is sent as a zip, a larger one becomes a drive on
+/// /opt/code, as on the network's hosts.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -56,8 +56,8 @@ Examples:
   polyinit vm debian-12.squashfs --program ./app --volume ./site:/srv/site --env DEBUG=1 -v
   polyinit vm debian-12.squashfs --net --forward 2222:22 --authorized-keys ~/.ssh/id_ed25519.pub
 
-Requests reach the program as the network's hosts hand them over: the path decoded, the body whole, and of the reply \
-no content-encoding, transfer-encoding or vary. What is sent with POST to /_polyinit/message becomes a network message:
+Requests reach the program as the network's hosts hand them over: the path decoded, the body whole. Replies lose their \
+content-encoding, transfer-encoding and vary. What is sent with POST to /_polyinit/message becomes a network message:
   curl --data '{\"item_hash\": \"...\"}' http://127.0.0.1:8080/_polyinit/message
 
 Ctrl-C halts the machine; a second one kills it.")]
@@ -65,7 +65,7 @@ pub struct Machine {
     /// The root file system, as `polyinit image build` makes it: a squashfs, an erofs, an ext4, or an initramfs (cpio)
     image: PathBuf,
 
-    /// The program: a file, a folder, a zip or a squashfs [default: none, and the image's program is used]
+    /// The program: a file, a folder, a zip or a squashfs [default: the image's own]
     #[arg(long, visible_alias = "code", value_name = "PATH")]
     program: Option<PathBuf>,
 
@@ -73,7 +73,8 @@ pub struct Machine {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
 
-    /// Where what the program leaves in /data is put, after each event that has changed it. What it removes there stays here
+    /// A folder for what the program leaves in /data, brought up to date after each event that changes it. What the program
+    /// removes there stays here
     #[arg(long, value_name = "FOLDER")]
     output: Option<PathBuf>,
 
@@ -81,20 +82,20 @@ pub struct Machine {
     #[arg(long, value_name = "ENTRYPOINT", requires = "program")]
     entrypoint: Option<String>,
 
-    /// What the host calls the program
+    /// What the host says that the program is
     #[arg(long, value_enum, default_value_t = Interface::Auto)]
     interface: Interface,
 
-    /// A variable for the program's environment; may be given again
+    /// A variable for the program's environment; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = assignment)]
     environment: Vec<(String, String)>,
 
-    /// A file system (a file) or a folder for the machine, read-only unless `:rw` follows; may be given again
+    /// A file system (a file) or a folder for the machine, read-only unless `:rw` follows; may be repeated
     #[arg(long = "volume", value_name = "PATH:MOUNT[:rw]", value_parser = volume)]
     volumes: Vec<VolumeArgument>,
 
     /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     listen: SocketAddr,
 
     /// The longest that the program may take for one request, in seconds
@@ -121,11 +122,11 @@ pub struct Machine {
     #[arg(long, value_enum, default_value_t = Network::None, num_args = 0..=1, default_missing_value = "isolated", require_equals = true)]
     net: Network,
 
-    /// A TCP port of this host, on 127.0.0.1, that leads to one of the machine's eth0; may be given again
+    /// A TCP port of this host, on 127.0.0.1, that leads to one of the machine's eth0; may be repeated
     #[arg(long = "forward", value_name = "PORT:PORT", value_parser = forward, requires = "net")]
     forwards: Vec<Forward>,
 
-    /// Whose SSH keys may log in as root: a file such as ~/.ssh/id_ed25519.pub
+    /// The SSH keys that may log in as root: a file such as ~/.ssh/id_ed25519.pub
     #[arg(long, value_name = "FILE")]
     authorized_keys: Option<PathBuf>,
 
@@ -141,7 +142,7 @@ pub struct Machine {
     #[arg(short, long)]
     verbose: bool,
 
-    /// No line for each request
+    /// Print no line for each request
     #[arg(short, long)]
     quiet: bool,
 }
@@ -262,7 +263,7 @@ impl Machine {
         match (&self.program, self.memory) {
             (None, _) => "\nThe image's own program was looked for: --program PATH brings another".to_owned(),
             (_, memory @ ..SMALL_MEMORY) => {
-                format!("\nThe machine has {memory} MiB of memory, which are few: see --memory")
+                format!("\nThe machine has only {memory} MiB of memory: see --memory")
             }
             _ => String::new(),
         }

@@ -1,4 +1,4 @@
-//! `serve --watch`: builds and starts anew what has changed, and puts it in the place of what runs.
+//! `serve --watch`: rebuilds and restarts what has changed, and puts it in the place of what runs.
 //!
 //! ```text
 //! inotify -> changed paths -> build commands -> start -> Live
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use self::files::Files;
 use super::live::Live;
 use super::serve::GRACE;
-use super::start::{Opened, ProgramArguments, described, start};
+use super::start::{Opened, ProgramArguments, start};
 use super::turn::Turn;
 use super::{CommandError, note, say};
 use crate::console::Console;
@@ -27,7 +27,7 @@ use crate::program::{Component, manifest};
 use crate::router::{Router, Running};
 use crate::schedule;
 
-/// Keeps a program as its files are.
+/// Keeps what runs in step with the program's files.
 pub(super) struct Watch {
     arguments: ProgramArguments,
     /// Where its files are.
@@ -41,19 +41,19 @@ pub(super) struct Watch {
     around: (Around, bool),
     /// What runs, and what it was unpacked to.
     running: Vec<Running>,
-    /// Where those of them are, by their names, that take a port of their own.
+    /// The places of those that take a port of their own, by component name.
     turns: BTreeMap<String, Arc<Turn>>,
     opened: Option<Opened>,
     schedules: JoinSet<()>,
-    /// What has changed since all was well.
+    /// What has changed since the program was last started without a mistake.
     changed: BTreeSet<PathBuf>,
 }
 
 impl Watch {
-    /// Looks for changes of the program from now on.
+    /// Watches the program's files from now on.
     ///
     /// # Errors
-    /// It is an archive, or the system lets no more files be watched.
+    /// The folder can't be watched, or the system lets no more files be watched.
     pub fn new(
         arguments: ProgramArguments,
         live: Arc<Live>,
@@ -88,7 +88,7 @@ impl Watch {
         })
     }
 
-    /// Builds and starts the program; what is wrong with it is told, and shown to whoever asks it something.
+    /// Builds and starts the program. If that fails, the reason is printed, and shown to clients.
     pub async fn begin(&mut self) {
         self.renew(true).await;
     }
@@ -130,9 +130,7 @@ impl Watch {
         let all = all || self.opened.is_none() || self.changed.iter().any(|path| path.ends_with(manifest::NAME));
         for build in manifest::builds(&self.root)?.unwrap_or_default() {
             if all || self.is_touched(&build) {
-                say(&format!("{}: {}", build.component, build.command));
-                let took = build.run().await?;
-                say(&format!("{}: built in {:.1} s", build.component, took.as_secs_f64()));
+                super::build::run(&build).await?;
                 // What it has made is not a change that somebody has made.
                 self.files.forget(&build.product).await;
                 self.changed.insert(build.product);
@@ -144,7 +142,7 @@ impl Watch {
             .settings
             .loopback
             .lead_to(&self.live, |live, event| live.give(event, Router::call));
-        // Python takes cached bytecode for current if the source has the same size and was changed in the same second.
+        // Python takes cached bytecode for current if the source has the same size and was last changed in the same second.
         let uncached = ("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned());
         opened.settings.environment.push(uncached);
         let (kept, former): (Vec<Running>, Vec<Running>) = self.running.iter().cloned().partition(|running| {
@@ -165,7 +163,7 @@ impl Watch {
         }
         let former = self.end_turns(former).await;
         let mut running = start(wanted, &opened.settings, self.console.as_deref(), |running| {
-            say(&described(running))
+            say(&running.to_string())
         })
         .await?;
         self.begin_turns(&mut running);
@@ -182,8 +180,8 @@ impl Watch {
         Ok(())
     }
 
-    /// Ends those of the `former` components that no other can be started beside; gives back the others, which run on until
-    /// the new ones are there. Whoever asks for the first meanwhile waits.
+    /// Ends those of the `former` components that can't run beside their successors; requests for them wait. Returns the
+    /// others, which run on until the new ones are there.
     async fn end_turns(&mut self, former: Vec<Running>) -> Vec<Running> {
         let mut turns = Vec::new();
         let mut others = Vec::new();
@@ -199,7 +197,7 @@ impl Watch {
         others
     }
 
-    /// Lets those take their turns that have a port of their own, and whoever has waited for one be served.
+    /// Begins the turns of components that have a port of their own: requests that have waited are served.
     fn begin_turns(&mut self, running: &mut [Running]) {
         for Running { component, engine } in running {
             let before = self.turns.remove(&component.name);
@@ -234,7 +232,7 @@ impl Watch {
     fn concerns(&self, component: &Component) -> bool {
         let keys = &component.keys;
         let of: Vec<PathBuf> = match &keys.watch {
-            // What is built is looked at, not what it is built of.
+            // What is built counts, not what it is built from.
             _ if keys.build.is_some() => vec![self.root.join(&keys.source)],
             Some(paths) => paths.iter().map(|path| self.root.join(path)).collect(),
             None if keys.source.as_os_str() == "." => vec![component.root.clone()],

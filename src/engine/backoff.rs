@@ -1,11 +1,7 @@
-//! When something that has ended is started again: soon, and later each time that it ends soon. While the next start is
-//! far, events are refused at once rather than made to wait: the circuit is open.
+//! When something that has ended is started again: soon at first, and later each time that it does not live long. While the
+//! next start is far off, events are refused at once rather than made to wait: the circuit is open.
 
 use std::time::Duration;
-
-/// The first pause before another start; each further one is twice as long.
-const SHORTEST: Duration = Duration::from_millis(50);
-const LONGEST: Duration = Duration::from_secs(10);
 
 /// What lived this long is sound: its end says nothing about the next one.
 const SOUND: Duration = Duration::from_secs(10);
@@ -16,28 +12,40 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 /// The pauses of one thing that is started again and again.
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
+    shortest: Duration,
+    longest: Duration,
     next: Duration,
 }
 
+/// That of programs.
 impl Default for Backoff {
     fn default() -> Self {
-        Self { next: SHORTEST }
+        Self::between(Duration::from_millis(50), Duration::from_secs(10))
     }
 }
 
 impl Backoff {
+    /// Begins with a pause of `shortest`; each further one is twice as long, up to `longest`.
+    pub fn between(shortest: Duration, longest: Duration) -> Self {
+        Self {
+            shortest,
+            longest,
+            next: shortest,
+        }
+    }
+
     /// The pause after a life of `lived`, zero for what could not even be started.
     pub fn after(&mut self, lived: Duration) -> Duration {
         if lived >= SOUND {
-            self.next = SHORTEST;
+            self.next = self.shortest;
         }
         let pause = self.next;
-        self.next = (2 * pause).min(LONGEST);
+        self.next = (2 * pause).min(self.longest);
         pause
     }
 }
 
-/// `Retry-After` for who is refused `wait` before the next start: a moment later, when it is likely to have succeeded.
+/// `Retry-After` for an event that is refused `wait` before the next start: a moment later, when that has likely succeeded.
 pub fn retry_after(wait: Duration) -> Duration {
     wait.max(Duration::from_secs(1))
 }

@@ -3,9 +3,11 @@
 //! their engines' matter.
 
 mod account;
+mod birth;
 mod cgroup;
 mod confine;
 mod living;
+mod memory;
 mod session;
 
 use std::ffi::OsString;
@@ -14,8 +16,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::OnceLock;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -23,7 +23,6 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
-use tokio::sync::oneshot;
 
 use super::Settings;
 use super::keeper::Kept;
@@ -32,7 +31,9 @@ use crate::open_files;
 use crate::program::Component;
 use crate::program::limits::Size;
 use account::Accounts;
+use birth::on_lasting_thread;
 use living::Listed;
+use memory::Memory;
 
 pub use confine::Confinement;
 pub use living::{end_all, living};
@@ -88,16 +89,6 @@ pub struct Exit {
     memory: Memory,
 }
 
-/// Whether memory was the reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Memory {
-    Enough,
-    /// It used more than it may.
-    Limit(Size),
-    /// The kernel has killed something on this machine for want of memory, and this was killed.
-    Machine,
-}
-
 /// The environment of `component`: that of every program, then its own.
 pub fn environment(component: &Component, settings: &Settings) -> Vec<(String, String)> {
     let mut environment = base_environment(settings);
@@ -112,13 +103,6 @@ pub fn environment(component: &Component, settings: &Settings) -> Vec<(String, S
     let own = component.environment.iter();
     environment.extend(own.map(|(name, value)| (name.clone(), value.clone())));
     environment
-}
-
-/// Processes that the kernel has killed for want of memory since it runs (proc_vmstat(5)).
-fn killed_for_memory() -> u64 {
-    let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    let count = counters.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    count.and_then(|count| count.parse().ok()).unwrap_or_default()
 }
 
 /// The environment of every program: the basics that it may count on, then what the machine names.
@@ -146,14 +130,11 @@ impl Launch {
         let patience = Instant::now() + TEXT_BUSY_PATIENCE;
         let mut launch = self;
         loop {
-            // The kernel sends PR_SET_PDEATHSIG's signal when the *thread* that forked ends, not the process
-            // (prctl(2)), and the runtime's threads come and go. So all children are born on one that stays.
             let (back, started) = on_lasting_thread(move || {
                 let started = launch.spawn();
                 (launch, started)
-            })?
-            .await
-            .map_err(|_| io::Error::other("the thread that starts programs is gone"))?;
+            })
+            .await?;
             launch = back;
             match started {
                 Err(error) if error.raw_os_error() == Some(Errno::ETXTBSY as i32) && Instant::now() < patience => {
@@ -183,7 +164,7 @@ impl Launch {
         let prepare = move || {
             if let Some(entrance) = &entrance {
                 nix::unistd::write(entrance, b"0")?;
-                prefer_when_memory_runs_out();
+                memory::be_killed_first();
             }
             nix::unistd::setsid()?;
             confinement.enter()?;
@@ -226,7 +207,7 @@ impl Launch {
             ended: None,
             kept,
             memory: self.confinement.memory(),
-            killed_before: killed_for_memory(),
+            killed_before: memory::kills(),
             _listed: Listed::new(&self.component, leader),
         })
     }
@@ -283,7 +264,7 @@ impl Process {
         match self.memory {
             Some(limit) if ran_out => Memory::Limit(limit),
             None if ran_out => Memory::Machine,
-            _ if was_killed && killed_for_memory() > self.killed_before => Memory::Machine,
+            _ if was_killed && memory::kills() > self.killed_before => Memory::Machine,
             _ => Memory::Enough,
         }
     }
@@ -362,21 +343,7 @@ impl std::fmt::Display for Exit {
             },
             (None, None) => write!(f, "ended ({})", self.status),
         }?;
-        match self.memory {
-            Memory::Enough => Ok(()),
-            Memory::Limit(limit) => write!(f, " because it used more than its `memory`, {limit},"),
-            Memory::Machine => write!(f, " when the machine was out of memory"),
-        }
-    }
-}
-
-/// Makes this process one that the kernel rather ends than others of the machine, should memory run out (proc_pid_oom_score_adj(5)).
-/// For between fork and exec: nothing but system calls.
-fn prefer_when_memory_runs_out() {
-    use nix::fcntl::{OFlag, open};
-    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-    if let Ok(file) = open(c"/proc/self/oom_score_adj", flags, nix::sys::stat::Mode::empty()) {
-        let _ = nix::unistd::write(file, b"500");
+        write!(f, "{}", self.memory)
     }
 }
 
@@ -393,36 +360,6 @@ fn close_on_exec_from(first: nix::libc::c_uint) {
             nix::libc::CLOSE_RANGE_CLOEXEC,
         )
     };
-}
-
-/// Work for the thread that all children are born on.
-type Birth = Box<dyn FnOnce() + Send>;
-
-/// Has `work` done on a thread that lives as long as the process does, inside the caller's runtime.
-fn on_lasting_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<oneshot::Receiver<T>> {
-    static THREAD: OnceLock<mpsc::Sender<Birth>> = OnceLock::new();
-    let thread = match THREAD.get() {
-        Some(thread) => thread,
-        None => {
-            let (sender, births) = mpsc::channel::<Birth>();
-            std::thread::Builder::new()
-                .name("starts programs".to_owned())
-                .spawn(move || births.into_iter().for_each(|birth| birth()))?;
-            // Of two that come at the same time one wins; the other's thread ends, having done nothing.
-            THREAD.get_or_init(|| sender)
-        }
-    };
-    let (done, result) = oneshot::channel();
-    let runtime = tokio::runtime::Handle::current();
-    let birth = Box::new(move || {
-        let _runtime = runtime.enter();
-        // Nobody waits any more if this fails: what was started is dropped and thereby killed.
-        let _ = done.send(work());
-    });
-    thread
-        .send(birth)
-        .map_err(|_| io::Error::other("the thread that starts programs is gone"))?;
-    Ok(result)
 }
 
 #[cfg(test)]

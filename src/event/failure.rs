@@ -1,4 +1,4 @@
-//! One failure, one clear word: what went wrong with an event, in the words of the one who can mend it.
+//! Why an event got no reply: one kind, and one sentence for whoever can mend it.
 
 use std::time::Duration;
 
@@ -20,28 +20,28 @@ pub struct Failure {
 /// What sort of failure it is; decides the status code that HTTP clients see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The event itself is not one that can be handled. 400.
+    /// The event itself can't be handled. 400.
     BadEvent,
     /// No component takes this event. 404.
     NotFound,
     /// A body beyond its limit. 413.
     TooLarge,
-    /// More of them than is allowed. 429.
+    /// More events than are allowed. 429.
     TooMany,
     /// The program raised, trapped, or broke its interface. 500.
     Program,
     /// What ran the program ended while it had this event, or answered with something that is no reply. 502.
     Gone,
-    /// Nothing to run the program on at the moment. 503.
+    /// Nothing runs the program at the moment, or there is no room for the event. 503.
     Unavailable,
     /// No reply in time. 504.
     Timeout,
-    /// Components that call each other without an end. 508.
+    /// Components call each other endlessly. 508.
     Loop,
 }
 
 impl FailureKind {
-    /// The status code of RFC 9110 that tells an HTTP client of it.
+    /// The status code that HTTP clients get (RFC 9110; 508 is of RFC 5842).
     pub fn status(self) -> StatusCode {
         match self {
             Self::BadEvent => StatusCode::BAD_REQUEST,

@@ -1,5 +1,5 @@
-//! What a request can be followed by, from component to component: a name that the program, the log and whoever asked
-//! can tell it by (what the client named it, or one of ours), and the trace that it belongs to (W3C Trace Context).
+//! What lets a request be followed from component to component: an id by which the program, the log and the client know it
+//! (the client's own, or one of ours), and the trace that it belongs to (W3C Trace Context).
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
@@ -8,17 +8,17 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::EventId;
 
-/// The header that the name comes and goes in.
+/// The header of the request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Those that the trace does (W3C Trace Context, 3.2 and 3.3).
+/// The headers of the trace (W3C Trace Context, 3.2 and 3.3).
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// The longest that a client may choose, in bytes: it is written to logs.
+/// The longest id that a client may choose, in bytes: it is written to logs.
 const LONGEST: usize = 128;
 
-/// The request's name, which its `headers` have then, too.
+/// The request's id, which is put into its `headers` if they have none.
 pub fn request_id(headers: &mut HeaderMap, event: EventId) -> HeaderValue {
     given(headers).unwrap_or_else(|| {
         let id = new(event);
@@ -31,7 +31,7 @@ fn given(headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(REQUEST_ID).filter(|id| is_id(id.as_bytes())).cloned()
 }
 
-/// What is known of one request, for those that a component makes on its behalf.
+/// What is known of one request, for the requests that a component makes on its behalf.
 #[derive(Debug)]
 pub struct Trace {
     request_id: HeaderValue,
@@ -40,7 +40,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// That of the event `id`, which came with these `headers`.
+    /// The trace of the event `id`, which came with these `headers`.
     pub fn of(headers: &HeaderMap, id: EventId) -> Self {
         Self {
             request_id: given(headers).unwrap_or_else(|| new(id)),
@@ -49,10 +49,10 @@ impl Trace {
         }
     }
 
-    /// Has it go along with a request, as far as that doesn't say it itself.
+    /// Adds it to the headers of a request, as far as they don't have their own.
     pub fn go_along(&self, headers: &mut HeaderMap) {
         headers.entry(REQUEST_ID).or_insert_with(|| self.request_id.clone());
-        // The state belongs to its parent: one without the other says nothing.
+        // The state belongs to its parent: one means nothing without the other.
         if let Some(parent) = self.parent.as_ref().filter(|_| !headers.contains_key(TRACEPARENT)) {
             headers.insert(TRACEPARENT, parent.clone());
             headers.remove(TRACESTATE);
@@ -65,7 +65,7 @@ fn is_id(bytes: &[u8]) -> bool {
     (1..=LONGEST).contains(&bytes.len()) && bytes.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'"')
 }
 
-/// Ours: which process, by chance, and which of its events.
+/// An id of ours: a random number for the process, and the event's.
 fn new(event: EventId) -> HeaderValue {
     static PROCESS: OnceLock<u64> = OnceLock::new();
     // The standard library's hasher is seeded by the system's randomness.
@@ -80,7 +80,7 @@ mod tests {
     use crate::event::Context;
 
     #[test]
-    fn a_clients_own_is_kept_if_a_log_can_have_it() {
+    fn a_clients_own_id_is_kept_if_it_may_be_logged() {
         let given = |id: &[u8]| {
             let mut headers = HeaderMap::new();
             headers.insert(REQUEST_ID, HeaderValue::from_bytes(id).unwrap());
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_component_says_itself_goes_before_what_goes_along() {
+    fn a_components_own_headers_win() {
         let value = HeaderValue::from_static;
         let came: HeaderMap = [
             (REQUEST_ID, value("a")),

@@ -12,6 +12,7 @@ use super::data::Data;
 use super::image_environment;
 use super::place::{Place, PlaceError};
 use super::shell;
+use crate::engine::worker::Warm;
 use crate::engine::{self, Settings, StartError};
 use crate::event::{Event, Failure, FailureKind, Reply};
 use crate::guest_api;
@@ -31,14 +32,13 @@ use crate::wire::{Configuration, ConfigurationAnswer, Encoding};
 const KILL_AFTER: Duration = Duration::from_millis(3000);
 const STOP_GRACE: Duration = Duration::from_millis(900);
 
-/// How long the host is given, from the start on, to have our answer and that to its first event before it is logged what
-/// was found.
+/// How long after the start what was found is logged: the host gets our answer first, and the one to its first event.
 const FIRST_EVENT: Duration = Duration::from_millis(20);
 
-/// How long after the start interpreters are kept that were started ahead, and that the program turned out not to need.
+/// How long interpreters that were started ahead are kept after that, if the program turned out not to need them.
 const SPARE_INTERPRETERS: Duration = Duration::from_secs(1);
 
-/// How long disks may take to be brought up to date before the host is told that all is done.
+/// How long syncing disks may take before the host is told that all is done.
 const SYNC_DEADLINE: Duration = Duration::from_millis(800);
 
 /// What the host is told where it may not run commands.
@@ -124,22 +124,8 @@ impl Guest {
             }
         });
         let router = futures_util::future::try_join_all(started).await?;
-        let found: Vec<_> = router.iter().map(found).collect();
-        let age = report::age();
-        tokio::spawn(async move {
-            // The host waits for our answer, and sends the first event right after it: what neither needs can wait. Nor is
-            // a console quick.
-            tokio::time::sleep(FIRST_EVENT).await;
-            for line in found {
-                tracing::info!("{line}");
-            }
-            tracing::info!("configured after {:.1} ms", age.as_secs_f64() * 1e3);
-            tokio::time::sleep(SPARE_INTERPRETERS).await;
-            for (component, start) in report::start::starts() {
-                tracing::info!("{component}: {start}");
-            }
-            tokio::task::spawn_blocking(move || settings.warm.clear());
-        });
+        let found = router.iter().map(ToString::to_string).collect();
+        tokio::spawn(after_start(found, report::age(), settings.warm));
         let router = Arc::new(Router::new(router));
         loopback.lead_to(&router, Router::call);
         let handler: Handler = {
@@ -215,16 +201,19 @@ impl Guest {
     }
 }
 
-/// What a component turned out to be, for the log.
-fn found(running: &Running) -> String {
-    let Running { component, engine } = running;
-    format!(
-        "{}: {}, {} → {}",
-        component.name,
-        component.why,
-        engine.describe(),
-        component.engine
-    )
+/// Logs what was found and how long it took, and ends the interpreters that were not needed. The host waits for our answer,
+/// and sends the first event right after it: what neither needs can wait, and consoles are slow.
+async fn after_start(found: Vec<String>, age: Duration, warm: Warm) {
+    tokio::time::sleep(FIRST_EVENT).await;
+    for line in found {
+        tracing::info!("{line}");
+    }
+    tracing::info!("configured after {:.1} ms", age.as_secs_f64() * 1e3);
+    tokio::time::sleep(SPARE_INTERPRETERS).await;
+    for (component, start) in report::start::starts() {
+        tracing::info!("{component}: {start}");
+    }
+    tokio::task::spawn_blocking(move || warm.clear());
 }
 
 /// Writes a program that is one file, and says what its entrypoint is then.
@@ -326,8 +315,8 @@ impl aleph::Guest for Guest {
         };
         tokio::join!(program, self.place.halt());
         self.settings.warm.clear();
-        // It waits for disks, and has no result. A disk that is slower than the host is patient is waited for once more
-        // when it is let go.
+        // sync(2) waits for disks. One that takes longer than the host's patience is waited for once more when it is
+        // unmounted.
         let sync = tokio::task::spawn_blocking(nix::unistd::sync);
         let _ = tokio::time::timeout(SYNC_DEADLINE, sync).await;
     }

@@ -9,12 +9,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Settings;
+use crate::engine::backoff::Backoff;
 use crate::engine::process::{self, Confinement, Launch, Process};
 
-/// The pause before a command is started again: doubled each time, up to the longest, until it has run for a while.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The pauses before a command is started again.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
 /// The commands under way. Clones share them.
 #[derive(Clone, Default)]
@@ -61,7 +61,7 @@ struct Service {
 
 impl Service {
     async fn run(self, end: CancellationToken) {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::between(SHORTEST_PAUSE, LONGEST_PAUSE);
         loop {
             let began = tokio::time::Instant::now();
             match self.launch().start().await {
@@ -76,14 +76,10 @@ impl Service {
                 }
                 Err(error) => tracing::warn!("{} can't be started: {error}", self.command.join(" ")),
             }
-            if began.elapsed() >= LONG_ENOUGH {
-                pause = FIRST_PAUSE;
-            }
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(backoff.after(began.elapsed())) => {}
                 () = end.cancelled() => return,
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

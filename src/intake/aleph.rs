@@ -21,22 +21,20 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Handler;
 use super::http::{Around, Asked, give_to};
+use super::{ACCEPT_PAUSE, Handler};
 use crate::event::{Event, Failure, FailureKind, Input, Reply};
 use crate::wire::{Configuration, ConfigurationAnswer, EventAnswer, STOPPED};
 
+use listener::Incoming;
 pub use listener::Listener;
 pub use message::{Limits, Message, MessageError};
 
-/// How long the rest of a message that was refused is read on, so that the answer is not lost in a reset.
+/// How long the rest of a refused message is read, so that the answer is not lost in a reset.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// How long the host may take to close its side once it has heard that the machine is done.
+/// How long the host may take to close its side once it has been told that the machine is done.
 const LAST_WORD: Duration = Duration::from_millis(250);
-
-/// The pause after accept(2) failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long events under way may take once the host says halt, of the 5 s that it gives for everything.
 const IN_FLIGHT_GRACE: Duration = Duration::from_millis(2000);
@@ -66,7 +64,7 @@ pub trait Guest: Send + Sync + 'static {
 pub struct Intake<G> {
     guest: G,
     limits: Limits,
-    /// What the program asks for around requests.
+    /// The middleware that the program asks for.
     around: Around,
     in_flight: TaskTracker,
     /// The host has said halt and has been told that it is done.
@@ -84,7 +82,7 @@ impl<G: Guest> Intake<G> {
         })
     }
 
-    /// For other intakes, whose events belong to the same guest and are waited for as this one's are.
+    /// For other intakes, whose events go to the same guest and are waited for like this one's.
     pub fn handler(self: &Arc<Self>) -> Handler {
         let intake = self.clone();
         Arc::new(move |event| {
@@ -96,24 +94,12 @@ impl<G: Guest> Intake<G> {
     /// Serves connections until the host says halt. When this returns, the host has been told that it is done.
     pub async fn serve(self: Arc<Self>, listener: Listener) {
         loop {
-            let connection = tokio::select! {
-                connection = listener.accept() => connection,
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
                 () = self.halted.cancelled() => return,
             };
-            match connection {
-                Ok(connection) => {
-                    let intake = self.clone();
-                    tokio::spawn(async move {
-                        let served = async {
-                            let connection = connection.connect(intake.limits.patience).await?;
-                            intake.serve_connection(connection).await
-                        };
-                        if let Err(error) = served.await {
-                            // Nobody is there any more to be told.
-                            tracing::debug!("a connection of the host ended: {error}");
-                        }
-                    });
-                }
+            match accepted {
+                Ok(incoming) => drop(tokio::spawn(self.clone().serve_incoming(incoming))),
                 Err(error) => {
                     tracing::warn!("can't accept a connection of the host: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -122,7 +108,7 @@ impl<G: Guest> Intake<G> {
         }
     }
 
-    /// Takes no more events, lets those under way finish, and then the program.
+    /// Takes no more events, lets those under way finish, and ends the program.
     pub async fn halt(&self) {
         self.guest.close();
         self.in_flight.close();
@@ -133,6 +119,17 @@ impl<G: Guest> Intake<G> {
             tracing::warn!("{} events are cut off by the halt", self.in_flight.len());
         }
         self.guest.halt().await;
+    }
+
+    async fn serve_incoming(self: Arc<Self>, incoming: Incoming) {
+        let served = async {
+            let connection = incoming.connect(self.limits.patience).await?;
+            self.serve_connection(connection).await
+        };
+        if let Err(error) = served.await {
+            // Nobody is there any more to be told.
+            tracing::debug!("a connection of the host ended: {error}");
+        }
     }
 
     async fn serve_connection(&self, mut connection: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
@@ -200,7 +197,7 @@ impl<G: Guest> Intake<G> {
         }
     }
 
-    /// Gives an event to the guest, with what its program asks for around requests.
+    /// Gives an event to the guest, through the middleware that its program asks for.
     async fn handle(&self, event: Event) -> Result<Reply, Failure> {
         let asked = self.around.now();
         let (middleware, context, request) = match (asked.as_deref().and_then(Asked::middleware), event) {
@@ -224,7 +221,7 @@ impl<G: Guest> Intake<G> {
     }
 }
 
-/// What the host shows of a failure is its traceback, so that one there is, always.
+/// The host shows a failure's traceback: so there always is one.
 fn failed(failure: Failure) -> EventAnswer {
     EventAnswer::Failure {
         traceback: failure.traceback.unwrap_or_else(|| failure.message.clone()),
@@ -240,7 +237,7 @@ fn refused(error: &str) -> ConfigurationAnswer {
 }
 
 /// Tells the host that the machine is done, and waits for it to close: the VMM ends with the machine, and what it has
-/// not handed on by then is lost.
+/// not passed on by then is lost.
 async fn tell_of_end(mut connection: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     for word in STOPPED {
         connection.write_all(word).await?;

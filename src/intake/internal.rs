@@ -5,8 +5,8 @@
 //! component --HTTP, Host: NAME.internal--> Gateway --> router, by name --> the other component
 //! ```
 //!
-//! What a component calls while it is called is bounded by the number of calls under way: of those for one request, where
-//! it passes on the `x-request-id` or `traceparent` of its own request, and of all where it does not.
+//! Circles of calls are bounded by the number of calls under way: of those for one request, if components pass on the
+//! `x-request-id` or `traceparent` of their own request, and of all calls if they do not.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -14,7 +14,6 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -25,8 +24,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::Handler;
 use super::http::{connections, give, problem};
+use super::{ACCEPT_PAUSE, Handler};
 use crate::again::Again;
 use crate::event::trace::{self, REQUEST_ID, TRACEPARENT};
 use crate::event::{Body, Context, Failure, FailureKind};
@@ -34,18 +33,15 @@ use crate::guest_api;
 use crate::program::Component;
 use crate::router::INTERNAL;
 
-/// How deep components may call each other for one request, where that can be told: of guests inside this process.
+/// How deep components may call each other for one request, where that is known: for guests inside this process.
 pub const DEPTH: u8 = 8;
 
-/// Calls under way at once for one request: one in the other, or beside each other, which nobody can tell from what they
-/// have in common. More than most programs ask for at once, and fewer than a Python worker has threads.
+/// Calls under way at once for one request. Whether they are nested or beside each other can't be told. More than most
+/// programs make at once, and fewer than a Python worker has threads.
 const CALLS_FOR_ONE: u8 = 32;
 
 /// Calls under way at once.
 const CALLS: usize = 1024;
-
-/// The pause after accept(2) failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The variable that leads to the Unix socket.
 pub const SOCKET: &str = "POLYINIT_SOCKET";
@@ -53,7 +49,7 @@ pub const SOCKET: &str = "POLYINIT_SOCKET";
 /// The variable that leads to the proxy, as `http://127.0.0.1:PORT`.
 pub const PROXY: &str = "POLYINIT_PROXY";
 
-/// Where components reach each other. Connections that come before it serves wait.
+/// Where components reach each other. Connections that come before [`Gateway::serve`] wait.
 pub struct Gateway {
     path: PathBuf,
     unix: UnixListener,
@@ -61,7 +57,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// The way from component to component, of which they are told in their `environment`; none where there is but one.
+    /// Opens the way from component to component if there are several, and adds to their `environment` where it is.
     pub async fn between(
         components: &[Component],
         path: &Path,
@@ -70,13 +66,13 @@ impl Gateway {
         if components.len() < 2 {
             return None;
         }
-        Self::told(path, environment).await
+        Self::open(path, environment).await
     }
 
-    /// The same, however many components there will be.
-    pub async fn told(path: &Path, environment: &mut Vec<(String, String)>) -> Option<Self> {
-        let opened = Self::open(path).await;
-        match opened.and_then(|gateway| Ok((gateway.variables()?, gateway))) {
+    /// As [`Gateway::between`], however many components there will be.
+    pub async fn open(path: &Path, environment: &mut Vec<(String, String)>) -> Option<Self> {
+        let bound = Self::bind(path).await;
+        match bound.and_then(|gateway| Ok((gateway.variables()?, gateway))) {
             Ok((variables, gateway)) => {
                 environment.extend(variables);
                 Some(gateway)
@@ -92,7 +88,7 @@ impl Gateway {
     ///
     /// # Errors
     /// A sentence that says which of them can't be listened on.
-    async fn open(path: &Path) -> io::Result<Self> {
+    async fn bind(path: &Path) -> io::Result<Self> {
         let unix = guest_api::bind(path).map_err(io::Error::other)?;
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         Ok(Self {
@@ -197,7 +193,7 @@ impl Calls {
         Ok(Call {
             calls: self,
             chain,
-            // Beside each other or not, whoever is called may call one more.
+            // Calls beside each other count as deep ones: whoever is called may still call one more.
             depth: (*count).min(DEPTH - 1),
         })
     }
@@ -238,8 +234,8 @@ fn chain(headers: &HeaderMap) -> Option<Box<[u8]>> {
         .map(Into::into)
 }
 
-/// Puts the component's host where the router looks for it, and leaves of the target what a program expects: a proxy is
-/// asked for all of `http://NAME.internal/path` (RFC 9112, 3.2.2).
+/// Puts the component's host into target and `Host` alike: a proxy's client has it in the target, `http://NAME.internal/path`
+/// (RFC 9112, 3.2.2), any other one in `Host`.
 fn name_host(request: &mut Request<Body>) -> Result<(), Failure> {
     let bad = |message: String| Failure::new(FailureKind::BadEvent, message);
     if request.method() == Method::CONNECT {

@@ -17,7 +17,7 @@ use super::sandbox::Sandbox;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum WorkerCount {
-    /// So many.
+    /// A number.
     Count(NonZeroU16),
     /// As many as there are processors.
     Auto(Auto),
@@ -31,7 +31,7 @@ pub enum Auto {
 }
 
 impl WorkerCount {
-    /// The number, on a machine with so many processors.
+    /// The number, on a machine with this many processors.
     pub fn on(self, cores: usize) -> usize {
         match self {
             Self::Count(count) => count.get().into(),
@@ -131,7 +131,7 @@ pub enum Account {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum ResourceLimit {
-    /// So much, in the unit of that resource.
+    /// An amount, in the unit of that resource.
     Value(u64),
     /// No limit.
     Unlimited(Unlimited),

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Messages {
-    /// All that nobody wants more, or none.
+    /// All that no other component wants more, or none.
     All(bool),
-    /// Those that one of these fits.
+    /// Those that match one of these.
     Some(Vec<Subscription>),
 }
 
-/// What a message must be like: each key that is said must be the message's own.
+/// What a message must be like: each key here must be the message's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Subscription {
@@ -26,7 +26,7 @@ pub struct Subscription {
     pub sender: Option<String>,
 }
 
-/// What of a message subscriptions are about.
+/// What subscriptions ask of a message.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Subject {
@@ -51,7 +51,7 @@ impl Messages {
         }
     }
 
-    /// Whether it depends on the message.
+    /// Whether that depends on the message.
     pub fn asks(&self) -> bool {
         matches!(self, Self::Some(_))
     }
@@ -79,7 +79,7 @@ impl Subscription {
 }
 
 impl Subject {
-    /// That of the message with this text; of one that is no JSON object, nothing is known.
+    /// The subject of the message with this text; it is empty if that is no JSON object.
     pub fn of(message: &str) -> Self {
         serde_json::from_str(message).unwrap_or_default()
     }

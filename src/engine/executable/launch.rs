@@ -19,8 +19,8 @@ use crate::engine::{Settings, StartError};
 use crate::program::{Component, Entrypoint};
 use crate::report::start::Start as Took;
 
-/// How often the kernel is asked whether the program listens. It costs some 20 µs, and a start is told no later than this
-/// and the timer's own millisecond after it is one.
+/// How often the kernel is asked whether the program listens. Asking costs some 20 µs, and a start is noticed at most this
+/// and the timer's own millisecond late.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Something that can be started, again and again, and then serves HTTP.

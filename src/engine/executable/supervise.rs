@@ -22,10 +22,10 @@ use crate::program::limits::{MaxRequests, jittered};
 /// How long an event waits for a program that is being started again.
 const RESTART_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether a run that was replaced has answered what it had.
+/// How often a run that was replaced is asked whether it has answered all of its events.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// How long a run that was replaced may take to end, once it has.
+/// How long such a run may take to end after that.
 const REPLACED_GRACE: Duration = Duration::from_secs(5);
 
 /// A connection breaks when the kernel closes the files of a program that ends; its exit status follows within
@@ -45,7 +45,7 @@ pub struct Run {
     ended: watch::Receiver<Option<Ended>>,
     /// Events until it is replaced; `None` where it never is.
     left: Option<AtomicI64>,
-    /// It has had its share.
+    /// It has had its share of events.
     is_spent: Notify,
 }
 
@@ -81,7 +81,7 @@ enum State {
 }
 
 impl Supervised {
-    /// Takes a program into care that listens; of one that is not there yet, starts it.
+    /// Supervises a program: `first`, which listens already, or one that is started in the background.
     pub fn new(conditions: Conditions, first: Option<Listening>) -> Self {
         let component = conditions.component.clone();
         let running = first.map(|listening| Running::new(listening, &conditions));
@@ -112,7 +112,7 @@ impl Supervised {
         }
     }
 
-    /// The program's present run; of one that is down, the next one, if it comes soon.
+    /// The program's present run; while the program is down, the next run, if it comes soon.
     ///
     /// # Errors
     /// [`FailureKind::Unavailable`] with the reason why there is none.
@@ -158,7 +158,7 @@ impl Supervised {
 }
 
 impl Run {
-    /// Gives the program an event; tells with the error how this run ended, if that is why.
+    /// Gives the program an event. The error comes with how this run ended, if that is why.
     pub async fn send(
         &self,
         request: Request<Body>,
@@ -241,7 +241,7 @@ impl Running {
     }
 }
 
-/// What ended the time that a run gets events.
+/// Why a run gets no more events.
 enum Over {
     Ended(Ended),
     Spent,
@@ -264,7 +264,7 @@ impl Supervisor {
             _ = self.keep_running() => None,
         };
         self.publish.send_replace(State::Stopping);
-        // Without a grace nobody is left who uses the program: dropping it kills it.
+        // Without a grace, nobody uses the program any more: dropping it kills it.
         if let (Some(grace), Some(running)) = (grace, &mut self.running) {
             // How it ends is nobody's concern any more.
             let _ = running.process.stop(grace).await;
@@ -297,7 +297,7 @@ impl Supervisor {
     fn note_end(&mut self, ended: Ended) {
         let Some(running) = self.running.take() else { return };
         let why = StartError::new(format!("it {}", ended.how)).with_traceback(&ended.last_words);
-        // In this order: who is told of the end must not be sent to the same run again.
+        // In this order: whoever hears of the end must not be given the same run again.
         self.down(why, running.since.elapsed());
         running.end.send_replace(Some(ended));
     }
@@ -329,7 +329,7 @@ impl Supervisor {
                 self.replaced.spawn(old.retire(timeout));
             }
             Err(error) => {
-                // Two can't be there at once, where the port is the program's own choice.
+                // Two can't run at once if the port is the program's own choice.
                 tracing::info!(component, "ends before it is started again: {error}");
                 self.publish.send_replace(State::Down {
                     why: Arc::new(StartError::new("it is being replaced after its `max_requests`")),

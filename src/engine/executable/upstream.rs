@@ -50,8 +50,8 @@ pub enum SendError {
     Timeout(Duration),
     #[error("did not get the whole request: its body broke off: {0}")]
     RequestBody(BodyError),
-    #[error("closed the connection without a reply")]
     /// With the request, if it may be sent to another run.
+    #[error("closed the connection without a reply")]
     NoReply(Option<Box<Request<Body>>>),
     #[error("answered with something that is no HTTP/1.1 reply: {0}")]
     NotHttp(hyper::Error),
@@ -132,13 +132,7 @@ impl Upstream {
     ) -> Result<Response<Body>, SendError> {
         let mut connection = match self.open().await {
             Ok(connection) => connection.upgradeable(),
-            Err(source) => {
-                return Err(SendError::Connect {
-                    address: self.address(),
-                    source,
-                    request: Box::new(request),
-                });
-            }
+            Err(error) => return Err(self.unreachable(error, request)),
         };
         let mut reply = self.exchange_first(&mut connection, request).await?;
         if reply.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -193,13 +187,7 @@ impl Upstream {
                 let may_be_repeated = request.method().is_idempotent();
                 return Err(SendError::NoReply(may_be_repeated.then(|| Box::new(request))));
             }
-            Err(source) => {
-                return Err(SendError::Connect {
-                    address: self.address(),
-                    source,
-                    request: Box::new(request),
-                });
-            }
+            Err(error) => return Err(self.unreachable(error, request)),
         };
         match self.exchange_first(&mut connection, request).await {
             Ok(reply) => Ok(self.pass_on(connection, reply).await),
@@ -218,6 +206,14 @@ impl Upstream {
             tokio::time::sleep(QUEUE_PAUSE).await;
         }
         Connection::open(&self.addresses).await
+    }
+
+    fn unreachable(&self, source: std::io::Error, request: Request<Body>) -> SendError {
+        SendError::Connect {
+            address: self.address(),
+            source,
+            request: Box::new(request),
+        }
     }
 
     /// The first exchange of a new connection.
@@ -257,7 +253,7 @@ impl Upstream {
         .await
     }
 
-    /// Takes a connection back whose reply is complete.
+    /// Takes back a connection whose reply is complete.
     pub(super) fn release(self: &Arc<Self>, mut connection: Connection, cx: &mut Context<'_>) {
         if self.starving.load(Ordering::Relaxed) > 0 || !connection.poll_reusable(cx) {
             return;

@@ -9,7 +9,7 @@ use crate::engine::worker::{self, Language, Launched};
 use crate::engine::{Engine, Settings, StartError};
 use crate::program::Component;
 
-const ADVICE: &str = "it has to export `fetch`, or to stay in the foreground and serve HTTP there";
+const ADVICE: &str = "it has to export `fetch` or `handler`, or to stay in the foreground and serve HTTP there";
 
 struct Server {
     component: Component,

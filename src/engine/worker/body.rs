@@ -46,7 +46,7 @@ pub async fn pump(channel: Arc<Channel>, stream: u32, mut body: Body, window: Ar
             }
         }
     }
-    channel.send(|out| frame::put(out, Kind::End, stream, b""));
+    channel.tell_of(stream, Kind::End, b"");
 }
 
 /// The body of a reply that comes in pieces.

@@ -1,9 +1,8 @@
 //! One worker's channel: many events at once over one socketpair.
 //!
-//! Whoever has a frame to send writes it to the socket itself; only what the socket does not take at once is left to
-//! the writing task. So one event costs one write here, one read there, and no wake-up between tasks of ours on the
-//! way out. Bodies in pieces obey a window in both directions: one slow client does not fill memory, nor hold up the
-//! others.
+//! Whoever has a frame to send writes it to the socket directly; only what the socket does not take at once is left to
+//! the writing task. So an event costs one write here, one read there, and on the way out no wake-up between our tasks.
+//! Bodies in pieces obey a window in both directions: one slow client neither fills memory nor holds up the others.
 
 mod incoming;
 
@@ -44,15 +43,15 @@ pub struct Channel {
     outgoing: Mutex<BytesMut>,
     /// What was read and is no whole frame yet. Locked by whoever runs the channel.
     incoming: tokio::sync::Mutex<BytesMut>,
-    /// There is something in `outgoing` that the socket did not take.
+    /// `outgoing` has something that the socket did not take.
     leftover: Notify,
     streams: Mutex<Streams>,
     began: Instant,
     /// Milliseconds after `began` at which the worker was last heard.
     heard: AtomicU64,
-    /// Something was heard: whoever waits for a sign of life looks again.
+    /// Something was heard: wakes whoever waits for a sign of life.
     sign_of_life: Notify,
-    /// The largest message of a WebSocket, where the program takes any; unset, their requests are requests as all are.
+    /// The largest message of a WebSocket, if the program takes WebSockets; if not, their handshakes are ordinary requests.
     websockets: OnceLock<usize>,
 }
 
@@ -137,8 +136,8 @@ impl Channel {
         Ok((channel, started))
     }
 
-    /// Reads and writes until the channel ends; says why it did. May be dropped and run again; whoever sees it end calls
-    /// [`Channel::close`].
+    /// Reads and writes until the channel ends, and returns why it did. May be dropped and run again; whoever sees it end
+    /// calls [`Channel::close`].
     pub async fn run(self: &Arc<Self>) -> ChannelError {
         tokio::select! {
             error = self.read() => error,
@@ -146,19 +145,17 @@ impl Channel {
         }
     }
 
-    /// Gives an event to the worker and waits for the reply's head. Dropping this tells the worker. Leaves in `spare` the
-    /// event once more, if it may be given to another worker should this one fail (RFC 9110, section 9.2.2).
+    /// Gives an event to the worker and waits for the reply's head. Dropping this cancels the event. If the event may be
+    /// given to another worker should this one fail (RFC 9110, section 9.2.2), a copy is left in `spare`.
     pub async fn handle(self: Arc<Self>, event: Event, spare: &mut Option<Event>) -> Result<Reply, Failure> {
         let Event { context, input } = event;
         let (sender, receiver) = oneshot::channel();
+        let waiting = State::Waiting(sender);
         let pending = match input {
             Input::Message(message) => {
-                let stream = self.open(State::Waiting(sender), None)?;
-                self.send(|out| {
-                    frame::put_with(out, Kind::Message, stream, |out| {
-                        self.language.encode_message(out, &context, &message);
-                    });
-                });
+                let stream = self.begin(waiting, None, Kind::Message, |out| {
+                    self.language.encode_message(out, &context, &message);
+                })?;
                 Pending::new(&self, stream)
             }
             Input::Http(mut request) => {
@@ -170,12 +167,9 @@ impl Channel {
                 let (head, body) = request.into_parts();
                 match body.try_into_bytes() {
                     Ok(whole) if whole.len() <= PIECE => {
-                        let stream = self.open(State::Waiting(sender), None)?;
-                        self.send(|out| {
-                            frame::put_with(out, Kind::Request, stream, |out| {
-                                self.language.encode_request(out, &context, &head, Some(&whole));
-                            });
-                        });
+                        let stream = self.begin(waiting, None, Kind::Request, |out| {
+                            self.language.encode_request(out, &context, &head, Some(&whole));
+                        })?;
                         if head.method.is_idempotent() {
                             let input = Input::Http(Request::from_parts(head, whole.into()));
                             *spare = Some(Event { context, input });
@@ -185,12 +179,9 @@ impl Channel {
                     body => {
                         let body = body.map_or_else(|stream| stream, Body::from);
                         let window = Arc::new(Semaphore::new(WINDOW));
-                        let stream = self.open(State::Waiting(sender), Some(window.clone()))?;
-                        self.send(|out| {
-                            frame::put_with(out, Kind::Request, stream, |out| {
-                                self.language.encode_request(out, &context, &head, None);
-                            });
-                        });
+                        let stream = self.begin(waiting, Some(window.clone()), Kind::Request, |out| {
+                            self.language.encode_request(out, &context, &head, None);
+                        })?;
                         let pump = tokio::spawn(pump(self.clone(), stream, body, window)).abort_handle();
                         match self.streams().open.get_mut(&stream) {
                             Some(open) => open.pump = Some(pump),
@@ -208,7 +199,7 @@ impl Channel {
 
     /// Sends a frame that belongs to no event.
     pub fn tell(&self, kind: Kind, payload: &[u8]) {
-        self.send(|out| frame::put(out, kind, frame::WORKER, payload));
+        self.tell_of(frame::WORKER, kind, payload);
     }
 
     /// The program takes WebSockets, messages of `limit` bytes at most.
@@ -226,13 +217,14 @@ impl Channel {
         socket: websocket::ToSocket,
         window: Arc<Semaphore>,
     ) -> Result<u32, Failure> {
-        let stream = self.open(State::Connecting { waiting, socket }, Some(window))?;
-        self.send(|out| {
-            frame::put_with(out, Kind::Connect, stream, |out| {
+        self.begin(
+            State::Connecting { waiting, socket },
+            Some(window),
+            Kind::Connect,
+            |out| {
                 self.language.encode_request(out, context, head, None);
-            });
-        });
-        Ok(stream)
+            },
+        )
     }
 
     /// Sends a frame that belongs to `stream`.
@@ -250,12 +242,12 @@ impl Channel {
         self.streams().open.len()
     }
 
-    /// When the worker was last heard: another number each time that is a millisecond later.
+    /// When the worker was last heard, in milliseconds since the channel began.
     pub fn heard(&self) -> u64 {
         self.heard.load(Ordering::Relaxed)
     }
 
-    /// How long nothing has been heard of the worker.
+    /// For how long nothing has been heard from the worker.
     pub fn silence(&self) -> Duration {
         let now = self.began.elapsed().as_millis() as u64;
         Duration::from_millis(now.saturating_sub(self.heard()))
@@ -274,7 +266,7 @@ impl Channel {
     /// for all of them: one for each would cost every event a wake-up of the event loop.
     pub async fn expire(&self, limit: Duration, failure: &Failure) -> Infallible {
         loop {
-            // What comes later than now has its time until after that.
+            // What comes after now is not late before that.
             let next = self.expire_now(limit, failure).unwrap_or_else(Instant::now) + limit;
             tokio::time::sleep_until(next.into()).await;
         }
@@ -333,6 +325,19 @@ impl Channel {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Opens a stream for an event, and sends the frame with which it begins.
+    fn begin(
+        &self,
+        state: State,
+        window: Option<Arc<Semaphore>>,
+        kind: Kind,
+        write: impl FnOnce(&mut BytesMut),
+    ) -> Result<u32, Failure> {
+        let stream = self.open(state, window)?;
+        self.send(|out| frame::put_with(out, kind, stream, write));
+        Ok(stream)
+    }
+
     fn open(&self, state: State, window: Option<Arc<Semaphore>>) -> Result<u32, Failure> {
         let mut streams = self.streams();
         if let Some(failure) = &streams.closed {
@@ -365,7 +370,7 @@ impl Channel {
     pub(super) fn cancel(&self, stream: u32) {
         let removed = self.streams().open.remove(&stream);
         if removed.is_some() {
-            self.send(|out| frame::put(out, Kind::Cancel, stream, b""));
+            self.tell_of(stream, Kind::Cancel, b"");
         }
     }
 

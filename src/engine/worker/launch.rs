@@ -7,7 +7,7 @@ use super::Language;
 use super::frame::Kind;
 use super::warm::Interpreter;
 use crate::engine::listen;
-use crate::engine::process::Process;
+use crate::engine::process::{Confinement, Process};
 use crate::engine::{Settings, StartError};
 use crate::program::Component;
 use crate::report::start::Start;
@@ -54,7 +54,8 @@ pub async fn launch(
 ) -> Result<Launched, StartError> {
     let name = &component.name;
     let load = language.load(component, settings)?;
-    let mut interpreter = Interpreter::for_component(language, component, settings)
+    let confinement = Confinement::of(component)?;
+    let mut interpreter = Interpreter::for_component(language, component, settings, confinement)
         .await
         .map_err(|error| {
             let command = language.command();

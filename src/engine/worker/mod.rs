@@ -42,18 +42,18 @@ pub trait Language: Send + Sync + 'static {
     /// What the interpreter reads off the channel before the first frame: the worker itself.
     fn preamble(&self) -> Vec<u8>;
 
-    /// Whether an interpreter that was started ahead will do, for one with this environment.
+    /// Whether an interpreter that was started ahead will do for this component.
     fn takes_warm(&self, _component: &Component) -> bool {
         true
     }
 
-    /// What comes behind the program's import until it is ready, in a word.
+    /// The name of the last part of a start: from the program's import until it is ready.
     fn last_part(&self) -> &'static str;
 
     /// The payload of the frame that tells the worker what to import.
     ///
     /// # Errors
-    /// Where the component's entrypoint is of a kind that this language has not.
+    /// The component's entrypoint is of a kind that this language does not have.
     fn load(&self, component: &Component, settings: &Settings) -> Result<Vec<u8>, StartError>;
 
     /// Appends a network message.
@@ -67,7 +67,7 @@ pub trait Language: Send + Sync + 'static {
     /// Reads the head of a reply, with its body where that is whole.
     ///
     /// # Errors
-    /// A sentence on what the program sent that is no reply.
+    /// A sentence that says what the program sent instead of a reply.
     fn decode_reply(&self, payload: Bytes) -> Result<ReplyHead, String>;
 }
 
@@ -97,7 +97,7 @@ impl Fault {
 /// Starts the first worker of `component` and returns when its program can take events.
 ///
 /// # Errors
-/// With what the program said, where it can't be started.
+/// The program can't be started; with what it said.
 pub async fn start(
     language: Arc<dyn Language>,
     component: &Component,

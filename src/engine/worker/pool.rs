@@ -1,4 +1,4 @@
-//! The workers of one component: which of them gets an event, when there are more, and what happens when one ends.
+//! The workers of one component: which of them gets an event, when one more is started, and what happens when one ends.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -23,22 +23,22 @@ use crate::program::limits::jittered;
 /// How long a worker that has events may be silent before it is asked whether it is there.
 const SILENCE: Duration = Duration::from_millis(100);
 
-/// How long it may take to answer that: its loop runs, if it runs, many times in this.
+/// How long it may take to answer: in this time an event loop that runs at all runs many times.
 const ANSWER: Duration = Duration::from_millis(20);
 
-/// No time at which a worker was heard.
+/// No time at which a worker can have been heard.
 const NOT_BLOCKED: u64 = u64::MAX;
 
-/// How often it is looked again whether a worker that blocked has come back.
+/// How often workers that blocked, or are to end, are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long a worker that was replaced, and has no more events, may take to end.
 const REPLACED_GRACE: Duration = Duration::from_secs(5);
 
-/// How long after the time to stop it is still waited for the keepers: what they kill takes a moment to die, and to be told of.
+/// How long the tasks that keep workers are waited for beyond the deadline: what they kill takes a moment to die.
 const KEEPERS_LAST: Duration = Duration::from_secs(2);
 
-/// The part of the time to stop that a program gets before it is told by a signal.
+/// The share of the time to stop that a program gets before it is sent a signal.
 const GENTLE: f64 = 0.8;
 
 /// The engine of a component whose language has workers.
@@ -52,7 +52,7 @@ struct Pool {
     found: String,
     most: usize,
     state: Mutex<State>,
-    /// The state has changed: who waits for a worker looks again.
+    /// The state has changed: whoever waits for a worker looks again.
     changed: Notify,
     stopping: watch::Sender<Option<Instant>>,
 }
@@ -65,28 +65,28 @@ struct State {
     living: usize,
     starting: usize,
     backoff: Backoff,
-    /// No other worker is started before, after one that has failed.
+    /// After a failure, when the next worker may be started.
     again: Option<Instant>,
-    /// How the last worker failed; gone when one is ready.
+    /// How the last worker failed; `None` again once one is ready.
     down: Option<Down>,
 }
 
-/// A failure of a worker, as long as there is no other one.
+/// Why there is no worker.
 struct Down {
     why: Failure,
-    /// It could not even be started: the next one hardly can, either.
+    /// It could not even be started: the next one hardly will be, either.
     at_start: bool,
 }
 
 struct Worker {
     channel: Arc<Channel>,
-    /// It did not answer: when it was last heard before that. Until it is heard again it gets nothing.
+    /// If it did not answer, when it was last heard before that: until it is heard again, it gets no events.
     blocked: AtomicU64,
     /// Events until it is replaced; `None` where it never is.
     left: Option<AtomicI64>,
-    /// It has been replaced: it is to end when its events have.
+    /// It has been replaced, and is to end once its events have.
     replaced: CancellationToken,
-    /// Its program may take being told twice for haste.
+    /// It is told once: a program may take a second time as a sign of haste.
     told_to_stop: Once,
 }
 
@@ -137,7 +137,7 @@ impl Engine for Workers {
                         return;
                     }
                 }
-                // The keepers see to the deadline, and whoever drops them to what they have left.
+                // The tasks that keep workers hold to the deadline; what they leave is killed when they are dropped.
                 if Instant::now() >= deadline + KEEPERS_LAST {
                     return;
                 }
@@ -158,7 +158,7 @@ impl Pool {
         let mut spare = None;
         let reply = worker.channel.clone().handle(event, &mut spare).await;
         match (reply, spare) {
-            // Nothing of a reply has come, and doing it twice is as good as once: another worker may live longer.
+            // No part of a reply has come, and the event may safely be repeated: another worker may live longer.
             (Err(failure), Some(event)) if failure.kind == FailureKind::Gone => {
                 drop(worker);
                 let Ok(worker) = self.choose().await else {
@@ -215,8 +215,8 @@ impl Pool {
             .min_by_key(|(load, _)| *load);
         let choice = match best {
             Some((0, worker)) => return Choice::Give(worker.clone()),
-            // While there may be more workers, one that blocks is not to swallow the event that shows it. And one that
-            // has been silent for long is not to be trusted either.
+            // While more workers may be started, one that blocks must not swallow the event that shows it. And one that
+            // has been silent for long is not trusted, either.
             Some((_, worker)) if state.workers.len() < self.most || worker.channel.silence() > SILENCE => {
                 Choice::Ask(worker.clone())
             }
@@ -230,7 +230,7 @@ impl Pool {
         choice
     }
 
-    /// Counts an event that `worker` gets, and has the worker replaced once it has had its share.
+    /// Counts an event that `worker` gets, and has the worker replaced once it has had its share of events.
     fn count(self: &Arc<Self>, worker: Arc<Worker>) -> Arc<Worker> {
         if let Some(left) = &worker.left
             && left.fetch_sub(1, Ordering::Relaxed) == 1
@@ -300,7 +300,7 @@ impl Pool {
         }
     }
 
-    /// Takes a worker that is ready into service.
+    /// Puts a worker that is ready into service.
     fn adopt(self: Arc<Self>, interpreter: Interpreter) {
         let worker = Arc::new(Worker {
             channel: interpreter.channel,
@@ -319,7 +319,7 @@ impl Pool {
         tokio::spawn(self.keep(worker, interpreter.process));
     }
 
-    /// Watches over a worker until its end, and sees to it that the component has one afterwards.
+    /// Watches over a worker until its end, and makes sure that the component has one afterwards.
     async fn keep(self: Arc<Self>, worker: Arc<Worker>, mut process: Process) {
         let born = Instant::now();
         let late = self.late();
@@ -376,7 +376,7 @@ impl Pool {
         }
     }
 
-    /// Starts a worker again, until that succeeds. Counts as one that is starting, from before on.
+    /// Tries to start a worker until that succeeds. The caller has counted it in `starting` already.
     async fn revive(self: Arc<Self>) {
         while !self.is_stopping() {
             let wait = self.state().wait();
@@ -405,7 +405,7 @@ impl Pool {
     /// Waits until a worker that gets no more events has answered those that it has.
     async fn drain(&self, worker: &Arc<Worker>, deadline: Instant) {
         let answered = async {
-            // Whoever has given it an event holds on to it until the reply is there.
+            // Whoever has given it an event holds a reference until the reply has begun.
             while Arc::strong_count(worker) > 1 {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
@@ -423,7 +423,7 @@ impl Pool {
         }
     }
 
-    /// Lets the program shut down: it finishes its events, then its lifespan; then by signals.
+    /// Ends a worker: its program is asked to finish its events and shut down, and is sent signals if it does not.
     async fn end(&self, worker: &Worker, process: &mut Process, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
         worker.ask_to_stop();
@@ -443,7 +443,7 @@ impl Pool {
     fn stop_asked(&self) -> impl Future<Output = ()> + use<> {
         let mut stopping = self.stopping.subscribe();
         async move {
-            // An error would mean that the pool is gone, which holds its end as long as we run.
+            // An error would mean that the pool is gone, and with it the sender, which lives as long as we run.
             let _ = stopping.wait_for(Option::is_some).await;
         }
     }
@@ -505,7 +505,7 @@ impl State {
             .unwrap_or_default()
     }
 
-    /// Notes that a worker failed that has lived so long.
+    /// Notes the failure of a worker that has lived for `lived`.
     fn fail(&mut self, lived: Duration, down: Down) {
         self.again = Some(Instant::now() + self.backoff.after(lived));
         self.down = Some(down);
@@ -518,8 +518,8 @@ impl Worker {
         self.told_to_stop.call_once(|| self.channel.tell(Kind::Stop, b""));
     }
 
-    /// Whether it may get events: one that blocked may again once it was heard, which it is in any case, since it has been
-    /// asked. That may be long before anybody looks.
+    /// Whether it may get events. One that blocked may again once it has been heard: it has been asked, and answers when it
+    /// can, which may be long before anybody looks.
     fn answers(&self) -> bool {
         let blocked = self.blocked.load(Ordering::Relaxed);
         if blocked == NOT_BLOCKED {

@@ -107,16 +107,16 @@ impl Interpreter {
         })
     }
 
-    /// The interpreter that `component` gets: a warm one, or else a new one.
+    /// The interpreter that `component` gets, confined so: a warm one, or else a new one.
     ///
     /// # Errors
-    /// As [`Interpreter::start`] and [`Confinement::of`].
+    /// As [`Interpreter::start`], and where a warm one can't be confined.
     pub async fn for_component(
         language: &Arc<dyn Language>,
         component: &Component,
         settings: &Settings,
+        confinement: Confinement,
     ) -> io::Result<Self> {
-        let confinement = Confinement::of(component).map_err(io::Error::other)?;
         if confinement.is_usual()
             && language.takes_warm(component)
             && let Some(mut warm) = settings.warm.take(&**language)

@@ -23,29 +23,29 @@ pub struct ManifestKeys {
     /// The program's components, by their names: letters, digits, `-` and `_`.
     #[schemars(required)]
     pub components: BTreeMap<String, ComponentKeys>,
-    /// What is done around every request that comes over HTTP. Nothing unless said.
+    /// What is done with every request that comes over HTTP. Nothing by default.
     pub http: HttpKeys,
 }
 
-/// What is done around every request that comes over HTTP.
+/// What is done with every request that comes over HTTP.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpKeys {
     /// Gives every request an `x-request-id`, unless it has one, and its reply the same.
     pub request_id: bool,
-    /// How each request is written to standard output, in a machine to its log. Unless said, `text` by `polyinit serve`
+    /// How each request is written to standard output, or in a machine to its log. By default `text` for `polyinit serve`
     /// and `off` in a machine.
     pub access_log: Option<AccessLog>,
-    /// Compresses replies for clients that take it (zstd, br, gzip).
+    /// Compresses replies for clients that accept it (zstd, br, gzip).
     pub compression: bool,
-    /// The longest from a request's head to its reply's, in seconds; then 504.
+    /// The longest time from a request's head to its reply's head, in seconds; beyond it, 504.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub timeout: Option<f64>,
-    /// The largest body of a request, in bytes; then 413.
+    /// The largest body of a request, in bytes; beyond it, 413.
     pub body_limit: Option<u64>,
     /// Lets pages of other origins read replies.
     pub cors: Option<CorsKeys>,
-    /// How many requests one address may send; then 429.
+    /// How many requests one address may send; beyond that, 429.
     pub rate_limit: Option<RateKeys>,
 }
 
@@ -67,13 +67,13 @@ pub enum AccessLog {
 pub struct CorsKeys {
     /// Origins (`https://shop.example`), or `*` for all.
     pub origins: Vec<String>,
-    /// Methods that they may use. All unless said.
+    /// Methods that they may use. All by default.
     #[serde(default)]
     pub methods: Option<Vec<String>>,
-    /// Headers that they may send. All unless said.
+    /// Headers that they may send. All by default.
     #[serde(default)]
     pub headers: Option<Vec<String>>,
-    /// Headers of the reply that they may read, beside those that they always may.
+    /// Headers of the reply that they may read, besides those that they always may.
     #[serde(default)]
     pub expose: Vec<String>,
     /// Whether they may send cookies.
@@ -84,17 +84,17 @@ pub struct CorsKeys {
     pub max_age: Option<u64>,
 }
 
-/// How many requests one address (an IPv6 /64) may send.
+/// How many requests one address (for IPv6, one /64) may send.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateKeys {
-    /// So many requests …
+    /// The number of requests.
     pub requests: NonZeroU32,
-    /// … in so many seconds.
+    /// The seconds in which they may come. 1 by default.
     #[serde(default = "one")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub seconds: f64,
-    /// So many at once. As `requests` unless said.
+    /// How many may come at once. By default as many as `requests`.
     #[serde(default)]
     pub burst: Option<NonZeroU32>,
 }
@@ -107,48 +107,48 @@ fn one() -> f64 {
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ComponentKeys {
-    /// The file or folder that it is, from where the manifest stands.
+    /// Its file or folder, relative to the manifest.
     pub source: PathBuf,
-    /// Where it begins: `module:attribute`, or a file below the source. Found by looking unless said.
+    /// Where it begins: `module:attribute`, or a file below the source. Found by looking, by default.
     pub entrypoint: Option<String>,
-    /// What runs it. Told from the source unless said.
+    /// What runs it. Told from the source by default.
     pub engine: Option<EngineKind>,
-    /// The command that makes the source, for `/bin/sh`, run where the manifest stands: by `polyinit build`, and by
+    /// The command that makes the source, for `/bin/sh`, run in the manifest's folder: by `polyinit build`, and by
     /// `polyinit serve --watch` whenever something changes.
     pub build: Option<String>,
-    /// The files and folders whose changes `polyinit serve --watch` looks for, from where the manifest stands. The
-    /// source unless said; with `build`, everything there.
+    /// The files and folders that `polyinit serve --watch` watches for changes, relative to the manifest. By default the
+    /// source; with `build`, everything beside the manifest.
     pub watch: Option<Vec<PathBuf>>,
     /// Variables for its environment.
     pub environment: BTreeMap<String, String>,
-    /// The requests that go to it; the one that says most wins. Every request unless said, none with
-    /// `messages = true`; `[]` is for a component that takes none.
+    /// The requests that go to it; the most specific route wins. By default every request, or with `messages` and other
+    /// components none; `[]` is for a component that takes none.
     pub routes: Option<Vec<RouteKeys>>,
-    /// The most processes, or `"auto"` for one a processor. Python and Node start more than one as events come at the
-    /// same time, unless said as many as there are processors, two at least; what serves HTTP itself has one unless said.
+    /// The most processes, or `"auto"` for one per processor. Python and Node start more than one as events overlap, by
+    /// default up to one per processor, and at least two; what serves HTTP itself has one by default.
     pub workers: Option<WorkerCount>,
-    /// Requests after which a process is replaced by a new one, or up to a tenth later. Never unless said.
+    /// Requests after which a process is replaced by a new one, or up to a tenth more. Never by default.
     pub max_requests: Option<MaxRequests>,
     /// Seconds that it may take to start.
     pub start_timeout: Option<f64>,
-    /// Seconds that it may take to answer a request.
+    /// Seconds until its reply to a request begins, or for WebAssembly ends.
     pub request_timeout: Option<f64>,
-    /// The most memory of one process and what it starts (cgroup); of one instance, where it is WebAssembly.
+    /// The most memory of one process and what it starts (cgroup); of one instance, if it is WebAssembly.
     pub memory: Option<Size>,
     /// The most processors that one process and what it starts keep busy: `0.5` is half of one (cgroup).
     pub cpu: Option<f64>,
     /// The user that its processes run as.
     pub user: Option<Account>,
-    /// The group that its processes run as; the user's own unless said.
+    /// The group that its processes run as; by default the user's own.
     pub group: Option<Account>,
-    /// Whether its processes are kept from gaining privileges, as by sudo; `true` unless said.
+    /// Whether its processes are kept from gaining privileges, for example by sudo; `true` by default.
     pub no_new_privs: Option<bool>,
     /// Resource limits of its processes (getrlimit(2)).
     pub rlimits: ResourceLimits,
-    /// What it is granted beside its events, and how far it may go: for WebAssembly alone.
+    /// What it is granted besides its events, and how far it may go: for WebAssembly only.
     pub wasm: Sandbox,
-    /// Whether network messages go to it: `true`, or a list of which. A message goes to the component that says most of
-    /// it.
+    /// Whether network messages go to it: `true`, or a list of which. A message goes to the component with the most specific
+    /// match.
     pub messages: Messages,
     /// Requests that it gets at certain times.
     pub schedules: Vec<ScheduleKeys>,
@@ -187,10 +187,10 @@ impl Default for ComponentKeys {
 pub struct ScheduleKeys {
     /// When, as cron says it: minute, hour, day of the month, month, day of the week; seconds may stand before them.
     pub cron: String,
-    /// The request's path. `/` unless said.
+    /// The request's path. `/` by default.
     #[serde(default)]
     pub path: Option<String>,
-    /// The request's method. `POST` unless said.
+    /// The request's method. `POST` by default.
     #[serde(default)]
     pub method: Option<String>,
 }
@@ -199,7 +199,7 @@ pub struct ScheduleKeys {
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum RouteKeys {
-    /// A path: exact (`/about`), or with all that is below (`/api/*`).
+    /// A path: exact (`/about`), or with all that is below it (`/api/*`).
     Path(String),
     /// What a request must be like.
     Table(RouteTable),
@@ -209,10 +209,10 @@ pub enum RouteKeys {
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RouteTable {
-    /// A path: exact (`/about`), or with all that is below (`/api/*`). Any unless said.
+    /// A path: exact (`/about`), or with all that is below it (`/api/*`). Any by default.
     pub path: Option<String>,
-    /// A host name: exact (`shop.example`), or any below (`*.shop.example`). Any unless said.
+    /// A host name: exact (`shop.example`), or any below it (`*.shop.example`). Any by default.
     pub host: Option<String>,
-    /// Methods (`["GET", "POST"]`); GET is HEAD, too. Any unless said.
+    /// Methods (`["GET", "POST"]`); GET includes HEAD. Any by default.
     pub methods: Option<Vec<String>>,
 }

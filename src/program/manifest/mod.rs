@@ -2,11 +2,11 @@
 //!
 //! ```toml
 //! [components.api]
-//! source = "api"              # file or folder, from where this file stands; "." unless said
+//! source = "api"              # file or folder, relative to this file; "." by default
 //! entrypoint = "main:app"     # optional, as is the engine
 //! engine = "python"
 //! environment = { GREETING = "hello" }
-//! routes = ["/api/*"]         # every path unless said; with messages = true, none
+//! routes = ["/api/*"]         # every path by default; with messages and other components, none
 //! messages = true             # takes the network's messages
 //! ```
 //!

@@ -102,7 +102,7 @@ def find(load):
         if kind is not None:
             return name, target, kind
         unfit.append(f"{name!r} {why_not}; ")
-    raise Refused(f"the module {module_name!r} has nothing to run under the names {', '.join(CANDIDATES)}: {SHAPES}. "
+    raise Refused(f"the module {module_name!r} has nothing to run under the names {', '.join(CANDIDATES)}: {SHAPES}; "
                   f"{''.join(unfit)}it has: {public(module)}. Name it in the entrypoint: {module_name}:NAME")
 
 
@@ -116,7 +116,8 @@ def look_at(name, target):
     """Which of the three `target` is, told from how it can be called; or None, and why not."""
     if is_three_parameter_coroutine(target):
         return ASGI, None
-    kind = f"is a {type(target).__module__}.{type(target).__qualname__}".replace("builtins.", "")
+    type_name = f"{type(target).__module__}.{type(target).__qualname__}".removeprefix("builtins.")
+    kind = f"is {'an' if type_name[0] in 'aeiou' else 'a'} {type_name}"
     if not callable(target):
         return None, f"{kind}, which can't be called"
     is_async = asyncio.iscoroutinefunction(target) or asyncio.iscoroutinefunction(getattr(target, "__call__", None))

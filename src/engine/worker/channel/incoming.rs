@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{Channel, State, Stream};
 use crate::engine::worker::body::Pieces;
-use crate::engine::worker::frame::{self, Frame, Kind, PIECE, WINDOW};
+use crate::engine::worker::frame::{Frame, Kind, PIECE, WINDOW};
 use crate::engine::worker::{Fault, ReplyHead};
 use crate::event::{Body, Failure, FailureKind, Reply};
 
@@ -186,7 +186,7 @@ impl Channel {
     /// Ends an event that the worker still has.
     pub(in crate::engine::worker) fn finish_and_cancel(&self, id: u32, failure: Failure) {
         self.finish(id, Err(failure));
-        self.send(|out| frame::put(out, Kind::Cancel, id, b""));
+        self.tell_of(id, Kind::Cancel, b"");
     }
 }
 

@@ -386,3 +386,22 @@ async fn a_handlers_headers_are_those_of_the_request() {
     );
     app.stop();
 }
+
+#[tokio::test]
+async fn a_length_that_is_not_the_bodys_is_named() {
+    let program = "export const handler = (event) => ({\n  status: event.query.status ? Number(event.query.status) : 200,\n  \
+                   headers: { 'content-length': event.query.length ?? '4' }, body: 'bod\u{fd}' });\n";
+    let folder = folder_with("main.mjs", program);
+    let app = Served::start(folder.path(), &[]);
+    for (query, problem) in [
+        ("", "content-length of 4, and a body of 5 bytes"),
+        ("?length=100", "content-length of 100, and a body of 5 bytes"),
+        ("?length=5&status=103", "the status 103"),
+    ] {
+        let reply = app.get(&format!("/{query}")).await;
+        assert_eq!(reply.status, 500, "{query}");
+        assert!(reply.text().contains(problem), "{query}: {}", reply.text());
+    }
+    assert_eq!(app.get("/?length=5").await.text(), "bod\u{fd}");
+    app.stop();
+}

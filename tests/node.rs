@@ -405,3 +405,12 @@ async fn a_length_that_is_not_the_bodys_is_named() {
     assert_eq!(app.get("/?length=5").await.text(), "bod\u{fd}");
     app.stop();
 }
+
+#[tokio::test]
+async fn why_a_reply_broke_off_is_in_the_log() {
+    let app = Served::start(program("node-fetch"), &[]);
+    assert!(app.get("/stream-breaks").await.text().contains("<broken"));
+    let line = app.wait_for("the source of the stream ran dry");
+    assert!(line.contains("#1 | "), "{line}");
+    app.stop();
+}

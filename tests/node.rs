@@ -414,3 +414,20 @@ async fn why_a_reply_broke_off_is_in_the_log() {
     assert!(line.contains("#1 | "), "{line}");
     app.stop();
 }
+
+#[tokio::test]
+async fn what_fetch_has_decoded_is_passed_on_as_it_is() {
+    let program = "import http from 'node:http';\nimport { gzipSync } from 'node:zlib';\n\
+                   const packed = gzipSync('hello '.repeat(1000));\n\
+                   const there = http.createServer((request, response) => response\n  \
+                   .writeHead(200, { 'content-encoding': 'gzip', 'content-length': packed.length, 'x-there': '1' })\n  \
+                   .end(packed)).listen(0, '127.0.0.1');\n\
+                   export default { fetch: () => fetch(`http://127.0.0.1:${there.address().port}/`) };\n";
+    let folder = folder_with("main.mjs", program);
+    let app = Served::start(folder.path(), &[]);
+    let reply = app.get("/").await;
+    assert_eq!(reply.text(), "hello ".repeat(1000));
+    assert!(reply.all("content-encoding").is_empty(), "{reply:?}");
+    assert_eq!(reply.all("x-there"), [b"1"]);
+    app.stop();
+}

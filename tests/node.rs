@@ -431,3 +431,23 @@ async fn what_fetch_has_decoded_is_passed_on_as_it_is() {
     assert_eq!(reply.all("x-there"), [b"1"]);
     app.stop();
 }
+
+#[tokio::test]
+async fn a_host_does_not_reach_into_the_path() {
+    let folder = folder_with(
+        "main.mjs",
+        "export default { fetch: (request) => new Response(request.url) };\n",
+    );
+    let app = Served::start(folder.path(), &[]);
+    for (host, url) in [
+        ("a.example:81", "http://a.example:81/x?y"),
+        ("a/b", "http://localhost/x?y"),
+        ("a\\b", "http://localhost/x?y"),
+        ("a?b", "http://localhost/x?y"),
+        ("b@a", "http://localhost/x?y"),
+        ("", "http://localhost/x?y"),
+    ] {
+        assert_eq!(app.ask("/x?y", &[("host", host)]).await.text(), url, "{host}");
+    }
+    app.stop();
+}

@@ -162,6 +162,10 @@ async fn pages_of_other_origins() {
     assert_eq!(before.all("access-control-allow-methods"), [b"PUT"]);
     assert_eq!(before.all("access-control-allow-headers"), [b"x-c"]);
     assert_eq!(before.all("access-control-max-age"), [b"60"]);
+    // What else asks for options is the program's to answer.
+    let options = request(&app.address, Request::options("/").header(origin.0, origin.1), "").await;
+    assert_eq!(options.text(), "0 none ");
+    assert_eq!(options.all("access-control-allow-origin"), [b"https://a.example"]);
     app.stop();
 }
 

@@ -142,7 +142,9 @@ fn check_says_that_all_is_well_and_what_is_no_manifests_fault() {
     assert_eq!((code, errors.as_str()), (0, ""));
     assert!(said.contains("no mistake: admin (python), api (python)"), "{said}");
     let manifest = folder.path().join("polyinit.toml");
-    assert_eq!(polyinit(&["check", manifest.to_str().unwrap()]).0, 0);
+    for command in ["check", "routes", "inspect", "build"] {
+        assert_eq!(polyinit(&[command, manifest.to_str().unwrap()]).0, 0, "{command}");
+    }
     let (code, json, _) = polyinit(&["check", path, "--json"]);
     assert_eq!(code, 0);
     assert!(json.contains("\"admin.py is a Python file\""), "{json}");

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use http::header::{ALLOW, CONTENT_TYPE, HOST};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body as _;
 
 use crate::engine::{Engine, Handling};
 use crate::event::{Body, Event, Failure, FailureKind, Input, Reply};
@@ -58,6 +59,7 @@ impl Router {
 
     /// Gives an event to the component whose route says most of it; a message to the one that takes messages.
     pub fn handle(&self, event: Event) -> Handling {
+        let is_head = is_head(&event);
         let chosen = match &event.input {
             Input::Http(request) => match self.by_route(request) {
                 Choice::Component(running) => Ok(running),
@@ -69,10 +71,11 @@ impl Router {
             },
             Input::Message(message) => self.for_message(&message.body).map_err(Err),
         };
-        match chosen {
+        let handling = match chosen {
             Ok(running) => running.engine.handle(event),
             Err(reply) => Box::pin(std::future::ready(reply)),
-        }
+        };
+        if is_head { without_body(handling) } else { handling }
     }
 
     /// Gives a request that another component makes to the one that it names as `NAME.internal`, whatever its routes; one
@@ -90,6 +93,7 @@ impl Router {
             .iter()
             .find(|running| running.component.name.eq_ignore_ascii_case(name))
         {
+            Some(running) if is_head(&event) => without_body(running.engine.handle(event)),
             Some(running) => running.engine.handle(event),
             None => {
                 let names: Vec<&str> = self
@@ -158,6 +162,26 @@ pub fn routes_of<'a>(components: impl ExactSizeIterator<Item = &'a Component>) -
     let mut routes: Vec<_> = components.enumerate().flat_map(of).collect();
     routes.sort_by_cached_key(|(route, _)| route.rank());
     routes
+}
+
+fn is_head(event: &Event) -> bool {
+    matches!(&event.input, Input::Http(request) if request.method() == Method::HEAD)
+}
+
+/// The reply to HEAD: that to GET, without its body (RFC 9110, 9.3.2). Most programs give the body all the same, and over
+/// HTTP/2 it would go out.
+fn without_body(handling: Handling) -> Handling {
+    Box::pin(async move {
+        let response = match handling.await? {
+            Reply::Http(response) => response,
+            value @ Reply::Value(_) => return Ok(value),
+        };
+        let (mut head, body) = response.into_parts();
+        if let Some(length @ 1..) = body.size_hint().exact() {
+            head.headers.entry(CONTENT_LENGTH).or_insert(length.into());
+        }
+        Ok(Reply::Http(Response::from_parts(head, Body::empty())))
+    })
 }
 
 /// The host that a request names, in lower case and without its port: in its target (HTTP/2, proxies), or in its header.

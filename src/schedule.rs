@@ -57,6 +57,9 @@ impl Schedule {
                 format!("{message}; it is minute, hour, day, month, weekday, as \"*/5 * * * *\""),
             )
         })?;
+        if cron.find_next_occurrence(&DateTime::UNIX_EPOCH, false).is_err() {
+            return Err(("cron", format!("{:?} is a time that never comes", keys.cron)));
+        }
         let method = keys.method.as_deref().unwrap_or("POST");
         let method =
             Method::from_bytes(method.as_bytes()).map_err(|_| ("method", format!("{method:?} is no HTTP method")))?;
@@ -269,6 +272,7 @@ mod tests {
         };
         assert_eq!(wrong("every day", "/", None), "cron");
         assert_eq!(wrong("61 * * * *", "/", None), "cron");
+        assert_eq!(wrong("0 0 30 2 *", "/", None), "cron");
         assert_eq!(wrong("* * * * *", "tidy", None), "path");
         assert_eq!(wrong("* * * * *", "/a b", None), "path");
         assert_eq!(wrong("* * * * *", "/", Some("P T")), "method");

@@ -36,6 +36,7 @@ async fn files_folders_and_their_types() {
         ("/static", "/static/"),
         ("/static?a=b", "/static/?a=b"),
         ("/static/docs", "/static/docs/"),
+        ("/static/docs?a=b", "/static/docs/?a=b"),
     ] {
         let moved = app.get(path).await;
         assert_eq!(
@@ -95,9 +96,46 @@ async fn ranges_and_what_the_client_has_already() {
         let same = app.ask("/static/app.js", &[(name, &held)]).await;
         assert_eq!((same.status, same.body.len()), (304, 0), "{name}");
     }
+    for held in [value("etag"), value("last-modified")] {
+        let rest = [("range", "bytes=8-"), ("if-range", &held)];
+        assert_eq!(app.ask("/static/app.js", &rest).await.text(), "89", "{held}");
+    }
     std::fs::write(folder.path().join("public/app.js"), "changed").unwrap();
+    for range in ["bytes=2-4", "bytes=8-"] {
+        let rest = [("range", range), ("if-range", &value("etag"))];
+        let other = app.ask("/static/app.js", &rest).await;
+        assert_eq!((other.status, other.text().as_str()), (200, "changed"), "{range}");
+    }
     let other = app.ask("/static/app.js", &[("if-none-match", &value("etag"))]).await;
     assert_eq!((other.status, other.text().as_str()), (200, "changed"));
+    app.stop();
+}
+
+#[tokio::test]
+async fn what_is_no_part_of_a_file_is_all_of_it() {
+    let folder = site();
+    std::fs::write(folder.path().join("public/empty"), "").unwrap();
+    let app = Served::start(folder.path(), &[]);
+    for range in ["bytes=-400", "bytes=0-1,4-5", "lines=1-2", "bytes=4-2", "bytes"] {
+        let whole = app.ask("/static/app.js", &[("range", range)]).await;
+        assert_eq!((whole.status, whole.text().as_str()), (200, "0123456789"), "{range}");
+        assert!(whole.all("content-range").is_empty(), "{range}");
+    }
+    for range in ["bytes=10-", "bytes=10-12", "bytes=-0"] {
+        let none = app.ask("/static/app.js", &[("range", range)]).await;
+        assert_eq!(
+            (none.status, none.all("content-range")),
+            (416, vec![&b"bytes */10"[..]]),
+            "{range}"
+        );
+    }
+    for range in ["bytes=0-", "bytes=-5"] {
+        assert_eq!(
+            app.ask("/static/empty", &[("range", range)]).await.status,
+            200,
+            "{range}"
+        );
+    }
     app.stop();
 }
 
@@ -127,7 +165,10 @@ async fn what_was_compressed_ahead_goes_to_those_who_take_it() {
 #[tokio::test]
 async fn a_folder_with_an_index_needs_no_manifest() {
     let folder = folder_with("index.html", "<p>hello");
+    std::fs::create_dir(folder.path().join("docs")).unwrap();
     let app = Served::start(folder.path(), &[]);
+    // Not to the host `docs`.
+    assert_eq!(app.get("//docs").await.all("location"), [b"/docs/"]);
     assert!(
         app.output().contains("index.html is there, serves its files → static"),
         "{}",

@@ -2,12 +2,12 @@
 
 use std::io::{Read, Write};
 
-use ::http::Request;
+use ::http::{Method, Request};
 use ::polyinit::wire::{ConfigurationAnswer, EventAnswer, Scope};
 
 use crate::host::{Guest, configuration_for, http_scope};
 use crate::manifest::polyinit;
-use crate::support::{Served, folder_with, request};
+use crate::support::{Served, ask_h2, folder_with, request};
 
 const APP: &str = "\
 import asyncio
@@ -162,6 +162,10 @@ async fn pages_of_other_origins() {
     assert_eq!(before.all("access-control-allow-methods"), [b"PUT"]);
     assert_eq!(before.all("access-control-allow-headers"), [b"x-c"]);
     assert_eq!(before.all("access-control-max-age"), [b"60"]);
+    // What else asks for options is the program's to answer.
+    let options = request(&app.address, Request::options("/").header(origin.0, origin.1), "").await;
+    assert_eq!(options.text(), "0 none ");
+    assert_eq!(options.all("access-control-allow-origin"), [b"https://a.example"]);
     app.stop();
 }
 
@@ -303,6 +307,37 @@ async fn who_sends_too_much_is_told_so() {
         let mut reply = String::new();
         stream.read_to_string(&mut reply).unwrap();
         assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
+    }
+    app.stop();
+}
+
+/// Over HTTP/2, where nobody but us would leave it away.
+#[tokio::test]
+async fn what_has_no_body_has_none() {
+    let manifest =
+        "[components.python]\nsource = \"main.py\"\n[components.node]\nsource = \"main.mjs\"\nroutes = [\"/node/*\"]\n";
+    let folder = folder_with("polyinit.toml", manifest);
+    let python = "def handler(event, context):\n    return {'status': int(event['path'][-3:]), 'body': 'the body'}\n";
+    let node = "export const handler = (event) => ({ status: Number(event.path.slice(-3)), body: 'the body' });\n";
+    std::fs::write(folder.path().join("main.py"), python).unwrap();
+    std::fs::write(folder.path().join("main.mjs"), node).unwrap();
+    let app = Served::start(folder.path(), &[]);
+    for prefix in ["", "/node"] {
+        let ask = async |method, status: &str| ask_h2(&app.address, method, &format!("{prefix}/{status}"), &[]).await;
+        let whole = ask(Method::GET, "200").await;
+        assert_eq!(
+            (whole.text().as_str(), whole.all("content-length")),
+            ("the body", vec![&b"8"[..]])
+        );
+        let head = ask(Method::HEAD, "200").await;
+        assert_eq!(
+            (head.text().as_str(), head.all("content-length")),
+            ("", vec![&b"8"[..]])
+        );
+        for status in ["204", "304"] {
+            let none = ask(Method::GET, status).await;
+            assert_eq!((none.status.to_string().as_str(), none.text().as_str()), (status, ""));
+        }
     }
     app.stop();
 }

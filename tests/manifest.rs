@@ -142,7 +142,9 @@ fn check_says_that_all_is_well_and_what_is_no_manifests_fault() {
     assert_eq!((code, errors.as_str()), (0, ""));
     assert!(said.contains("no mistake: admin (python), api (python)"), "{said}");
     let manifest = folder.path().join("polyinit.toml");
-    assert_eq!(polyinit(&["check", manifest.to_str().unwrap()]).0, 0);
+    for command in ["check", "routes", "inspect", "build"] {
+        assert_eq!(polyinit(&[command, manifest.to_str().unwrap()]).0, 0, "{command}");
+    }
     let (code, json, _) = polyinit(&["check", path, "--json"]);
     assert_eq!(code, 0);
     assert!(json.contains("\"admin.py is a Python file\""), "{json}");
@@ -248,4 +250,43 @@ fn who_takes_messages_is_told_truly() {
             "{template}: {routes}"
         );
     }
+}
+
+/// A star with credentials, or an origin that no browser writes so, would let nobody in.
+#[test]
+fn what_can_not_be_in_cors_is_told() {
+    for (keys, said) in [
+        (
+            "credentials = true, methods = [\"*\"]",
+            "\"*\" stands for nothing with credentials",
+        ),
+        (
+            "credentials = true, headers = [\"*\"]",
+            "\"*\" stands for nothing with credentials",
+        ),
+        (
+            "credentials = true, expose = [\"*\"]",
+            "\"*\" stands for nothing with credentials",
+        ),
+        ("methods = [\"*\"], headers = [\"*\"], expose = [\"*\"]", ""),
+    ] {
+        cors_says(&format!("origins = [\"https://a.example\"], {keys}"), said);
+    }
+    for origin in [
+        "https://A.example",
+        "HTTPS://a.example",
+        "https://a.example:443",
+        "http://a.example:80",
+    ] {
+        cors_says(&format!("origins = [\"{origin}\"]"), "is no origin");
+    }
+    cors_says("origins = [\"http://a.example:443\", \"https://a.example:8443\"]", "");
+}
+
+fn cors_says(keys: &str, said: &str) {
+    let manifest = format!("[components.api]\nsource = \"api.py\"\n[http]\ncors = {{ {keys} }}\n");
+    let folder = program(&manifest, &["api"]);
+    let (code, _, errors) = polyinit(&["check", folder.path().to_str().unwrap()]);
+    assert_eq!(code, i32::from(!said.is_empty()), "{keys}: {errors}");
+    assert!(errors.contains(said), "{keys}: {errors}");
 }

@@ -386,3 +386,68 @@ async fn a_handlers_headers_are_those_of_the_request() {
     );
     app.stop();
 }
+
+#[tokio::test]
+async fn a_length_that_is_not_the_bodys_is_named() {
+    let program = "export const handler = (event) => ({\n  status: event.query.status ? Number(event.query.status) : 200,\n  \
+                   headers: { 'content-length': event.query.length ?? '4' }, body: 'bod\u{fd}' });\n";
+    let folder = folder_with("main.mjs", program);
+    let app = Served::start(folder.path(), &[]);
+    for (query, problem) in [
+        ("", "content-length of 4, and a body of 5 bytes"),
+        ("?length=100", "content-length of 100, and a body of 5 bytes"),
+        ("?length=5&status=103", "the status 103"),
+    ] {
+        let reply = app.get(&format!("/{query}")).await;
+        assert_eq!(reply.status, 500, "{query}");
+        assert!(reply.text().contains(problem), "{query}: {}", reply.text());
+    }
+    assert_eq!(app.get("/?length=5").await.text(), "bod\u{fd}");
+    app.stop();
+}
+
+#[tokio::test]
+async fn why_a_reply_broke_off_is_in_the_log() {
+    let app = Served::start(program("node-fetch"), &[]);
+    assert!(app.get("/stream-breaks").await.text().contains("<broken"));
+    let line = app.wait_for("the source of the stream ran dry");
+    assert!(line.contains("#1 | "), "{line}");
+    app.stop();
+}
+
+#[tokio::test]
+async fn what_fetch_has_decoded_is_passed_on_as_it_is() {
+    let program = "import http from 'node:http';\nimport { gzipSync } from 'node:zlib';\n\
+                   const packed = gzipSync('hello '.repeat(1000));\n\
+                   const there = http.createServer((request, response) => response\n  \
+                   .writeHead(200, { 'content-encoding': 'gzip', 'content-length': packed.length, 'x-there': '1' })\n  \
+                   .end(packed)).listen(0, '127.0.0.1');\n\
+                   export default { fetch: () => fetch(`http://127.0.0.1:${there.address().port}/`) };\n";
+    let folder = folder_with("main.mjs", program);
+    let app = Served::start(folder.path(), &[]);
+    let reply = app.get("/").await;
+    assert_eq!(reply.text(), "hello ".repeat(1000));
+    assert!(reply.all("content-encoding").is_empty(), "{reply:?}");
+    assert_eq!(reply.all("x-there"), [b"1"]);
+    app.stop();
+}
+
+#[tokio::test]
+async fn a_host_does_not_reach_into_the_path() {
+    let folder = folder_with(
+        "main.mjs",
+        "export default { fetch: (request) => new Response(request.url) };\n",
+    );
+    let app = Served::start(folder.path(), &[]);
+    for (host, url) in [
+        ("a.example:81", "http://a.example:81/x?y"),
+        ("a/b", "http://localhost/x?y"),
+        ("a\\b", "http://localhost/x?y"),
+        ("a?b", "http://localhost/x?y"),
+        ("b@a", "http://localhost/x?y"),
+        ("", "http://localhost/x?y"),
+    ] {
+        assert_eq!(app.ask("/x?y", &[("host", host)]).await.text(), url, "{host}");
+    }
+    app.stop();
+}

@@ -226,3 +226,21 @@ async fn a_path_is_its_bytes_however_they_were_written() {
     assert!(reply.ends_with("\r\n\r\n/café é"), "{reply}");
     app.stop();
 }
+
+/// As multiprocessing's pools end theirs.
+#[tokio::test]
+async fn a_child_that_is_ended_does_not_end_its_worker() {
+    let program = "import os, signal\n\n\ndef application(environ, start_response):\n    start_response('200 OK', [])\n    \
+                   if environ['PATH_INFO'] == '/child':\n        child = os.fork()\n        \
+                   if child == 0:\n            while True:\n                signal.pause()\n        \
+                   os.kill(child, signal.SIGTERM)\n        ended = os.waitpid(child, 0)[1]\n        \
+                   return [str(os.WTERMSIG(ended)).encode()]\n    return [str(os.getpid()).encode()]\n";
+    let folder = folder_with("main.py", program);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let before = app.get("/").await.text();
+    for _ in 0..3 {
+        assert_eq!(app.get("/child").await.text(), "15");
+    }
+    assert_eq!(app.get("/").await.text(), before);
+    assert!(!app.stop().contains("exited"));
+}

@@ -19,6 +19,7 @@ Examples:
   polyinit build ./shop search thumbnails")]
 pub struct BuildCommand {
     /// The folder that the program's polyinit.toml is in
+    #[arg(value_parser = super::program_path())]
     path: PathBuf,
 
     /// Only these components

@@ -23,7 +23,7 @@ An editor that knows TOML checks as you type with this first line in polyinit.to
   #:schema ./polyinit.schema.json")]
 pub struct Check {
     /// The program: a folder with a polyinit.toml, or what `polyinit serve` takes
-    #[arg(required_unless_present = "schema")]
+    #[arg(required_unless_present = "schema", value_parser = super::program_path())]
     path: Option<PathBuf>,
 
     /// Print what is wrong as JSON: {"mistakes": [{path, line, column, message, text, hint}], "components": [...]}
@@ -41,12 +41,6 @@ impl Check {
             say(&format!("{:#}", manifest::schema()));
             return Ok(());
         };
-        // `polyinit check polyinit.toml` means the program that it belongs to.
-        let path = match path.file_name() {
-            Some(name) if name == manifest::NAME => path.parent().map(PathBuf::from).unwrap_or_default(),
-            _ => path,
-        };
-        let path = if path.as_os_str().is_empty() { ".".into() } else { path };
         let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
         let opened = program::open(&path, &Hint::default(), workspace.path());
         if self.json {

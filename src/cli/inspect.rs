@@ -19,6 +19,7 @@ Examples:
   polyinit inspect hello.wasm --json")]
 pub struct Inspect {
     /// The program, as `polyinit serve` takes it
+    #[arg(value_parser = super::program_path())]
     path: PathBuf,
 
     /// Where the program begins: module:attribute, or a file in it

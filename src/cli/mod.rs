@@ -25,13 +25,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 
 use crate::engine::{process, processors};
 use crate::intake::http::{Served, access_log};
 use crate::machine::reaper;
 use crate::open_files;
-use crate::program::manifest::AccessLog;
+use crate::program::manifest::{self, AccessLog};
 
 /// Gives each event (an HTTP request, a network message) to what runs it: Python, Node, any executable that serves
 /// HTTP, or WebAssembly. PID 1 of microVMs and containers, and a command for developers.
@@ -189,6 +190,15 @@ pub fn cache_directory() -> Option<PathBuf> {
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080 or [::]:8080".to_owned())
+}
+
+/// A program's path, where its polyinit.toml stands for the folder that it is in.
+fn program_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| match path.parent() {
+        Some(folder) if path.ends_with(manifest::NAME) && folder.as_os_str().is_empty() => ".".into(),
+        Some(folder) if path.ends_with(manifest::NAME) => folder.to_owned(),
+        _ => path,
+    })
 }
 
 /// `NAME=VALUE`, as environments have it.

@@ -20,6 +20,7 @@ Examples:
   polyinit routes ./my-app --json")]
 pub struct Routes {
     /// The program, as `polyinit serve` takes it
+    #[arg(value_parser = super::program_path())]
     path: PathBuf,
 
     /// Print a list of {route, component, engine}

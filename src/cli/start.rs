@@ -24,6 +24,7 @@ use crate::router::Running;
 #[derive(Args, Clone)]
 pub(super) struct ProgramArguments {
     /// The program: a file, a folder, a zip or a squashfs
+    #[arg(value_parser = super::program_path())]
     pub path: PathBuf,
 
     /// Where the program begins: module:attribute, or a file in it

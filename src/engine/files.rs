@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use percent_encoding::percent_decode_str;
 use tower_http::services::ServeDir;
@@ -74,13 +74,13 @@ impl Engine for Files {
             return Box::pin(std::future::ready(Err(nothing(path))));
         };
         let rest = &path[folder.prefix.len()..];
+        let query = request
+            .uri()
+            .query()
+            .map(|query| format!("?{query}"))
+            .unwrap_or_default();
         if rest.is_empty() && !folder.prefix.is_empty() {
             // The links of the page there are meant from inside.
-            let query = request
-                .uri()
-                .query()
-                .map(|query| format!("?{query}"))
-                .unwrap_or_default();
             return Box::pin(std::future::ready(Ok(Reply::Http(redirect(&format!(
                 "{path}/{query}"
             ))))));
@@ -89,27 +89,36 @@ impl Engine for Files {
             return Box::pin(std::future::ready(Err(nothing(path))));
         }
         let path = path.to_owned();
-        let (Ok(target), mut serve) = (rest.parse::<Uri>(), folder.serve.clone()) else {
+        let (Ok(target), mut serve) = (format!("{rest}{query}").parse::<Uri>(), folder.serve.clone()) else {
             return Box::pin(std::future::ready(Err(nothing(&path))));
         };
         let (mut head, _) = request.into_parts();
         head.uri = target;
         let component = self.component.clone();
         Box::pin(async move {
-            let response = serve
-                .try_call(Request::from_parts(head, Body::empty()))
-                .await
-                .map_err(|error| {
-                    if leads_nowhere(&error) {
-                        return nothing(&path);
-                    }
-                    Failure::new(FailureKind::Unavailable, format!("{component}: {path}: {error}"))
-                })?;
+            let failed = |error: io::Error| {
+                if leads_nowhere(&error) {
+                    return nothing(&path);
+                }
+                Failure::new(FailureKind::Unavailable, format!("{component}: {path}: {error}"))
+            };
+            // In a box, as few ask for a part.
+            let part = head.headers.contains_key(RANGE).then(|| Box::new(head.clone()));
+            let request = Request::from_parts(head, Body::empty());
+            let mut response = serve.try_call(request).await.map_err(failed)?;
+            if let Some(mut head) = part
+                && is_whole_instead(&head.headers, &response)
+            {
+                head.headers.remove(RANGE);
+                let request = Request::from_parts(*head, Body::empty());
+                response = serve.try_call(request).await.map_err(failed)?;
+            }
             if response.status() == StatusCode::NOT_FOUND {
                 return Err(nothing(&path));
             }
             let mut response = response.map(Body::stream);
             say_utf8(response.headers_mut());
+            stay_here(response.headers_mut());
             Ok(Reply::Http(response))
         })
     }
@@ -146,6 +155,47 @@ fn hidden(path: &str) -> bool {
     let path = percent_decode_str(path).decode_utf8_lossy();
     path.split(['/', '\\'])
         .any(|segment| segment.starts_with('.') && segment != ".well-known")
+}
+
+/// Whether a client that asked for a part of a file is to have all of it (RFC 9110, sections 13.1.5 and 14.2): the file is
+/// not the one any more that it has the rest of, or what it asked for is no single part of this one, but not beyond its end
+/// either.
+fn is_whole_instead<B>(asked: &HeaderMap, response: &Response<B>) -> bool {
+    let told = response.headers();
+    let is_part = match response.status() {
+        StatusCode::PARTIAL_CONTENT => told.get(CONTENT_LENGTH).is_none_or(|length| length != "0"),
+        StatusCode::RANGE_NOT_SATISFIABLE => asked.get(RANGE).is_some_and(is_beyond),
+        _ => return false,
+    };
+    let is_same = |held: &HeaderValue| [ETAG, LAST_MODIFIED].iter().any(|name| told.get(name) == Some(held));
+    !is_part || !asked.get(IF_RANGE).is_none_or(is_same)
+}
+
+/// Whether a range that leads to nothing is one that begins behind the file's end, or has no length.
+fn is_beyond(range: &HeaderValue) -> bool {
+    let Some((first, last)) = range.to_str().ok().and_then(|range| {
+        let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.trim(), last.trim()))
+    }) else {
+        return false;
+    };
+    match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) => first <= last,
+        (Ok(_), Err(_)) => last.is_empty(),
+        (Err(_), Ok(last)) => first.is_empty() && last == 0,
+        (Err(_), Err(_)) => false,
+    }
+}
+
+/// `//docs/` would lead to the host `docs` (RFC 3986, section 4.2).
+fn stay_here(headers: &mut HeaderMap) {
+    let location = headers.get(LOCATION).and_then(|location| location.to_str().ok());
+    let here = location
+        .filter(|location| location.starts_with("//"))
+        .and_then(|location| HeaderValue::try_from(format!("/{}", location.trim_start_matches('/'))).ok());
+    if let Some(here) = here {
+        headers.insert(LOCATION, here);
+    }
 }
 
 fn redirect(path: &str) -> Response<Body> {

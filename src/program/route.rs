@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 
 use http::Method;
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 use super::manifest::{RouteKeys, RouteTable};
 
@@ -190,6 +191,12 @@ fn path(text: &str) -> Result<Path, String> {
     {
         return Err(format!("the route {text:?} has a {bad:?}, which no request's path has"));
     }
+    if !text.is_ascii() {
+        return Err(format!(
+            "the route {text:?} has letters that come encoded: {:?}",
+            utf8_percent_encode(text, CONTROLS).to_string()
+        ));
+    }
     Ok(match plain {
         Some(prefix) => Path::Below(prefix.to_owned()),
         None => Path::Exact(text.to_owned()),
@@ -337,6 +344,7 @@ mod tests {
             (table("api", None, &[]), "\"/api\""),
             (table("/a*b", None, &[]), "star"),
             (table("/a?b", None, &[]), "'?'"),
+            (table("/caf\u{e9}/*", None, &[]), "\"/caf%C3%A9/*\""),
             (table("/", Some("a:80"), &[]), "port"),
             (table("/", Some("a b"), &[]), "no host name"),
             (table("/", Some("*"), &[]), "no host name"),

@@ -76,11 +76,20 @@ pub async fn send(address: &str, request: http::request::Builder, body: Bytes) -
 
 /// The same over HTTP/2 with prior knowledge.
 pub async fn get_h2(address: &str, path: &str) -> Response {
+    ask_h2(address, http::Method::GET, path, &[]).await
+}
+
+/// A request without a body, over HTTP/2.
+pub async fn ask_h2(address: &str, method: http::Method, path: &str, headers: &[(&str, &str)]) -> Response {
     let exchange = async {
         let stream = TcpStream::connect(address).await.unwrap();
-        let request = http::Request::get(format!("http://{address}{path}"))
-            .body(Full::new(Bytes::new()))
-            .unwrap();
+        let mut request = http::Request::builder()
+            .method(method)
+            .uri(format!("http://{address}{path}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(Bytes::new())).unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
                 .await

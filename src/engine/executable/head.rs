@@ -91,6 +91,10 @@ pub fn outgoing(
 /// The reply's head as it goes on to the client.
 pub fn incoming(parts: &mut response::Parts) {
     let protocol = (parts.status == StatusCode::SWITCHING_PROTOCOLS).then(|| parts.headers.get(UPGRADE).cloned());
+    // Beside chunks a length means nothing (RFC 9112, section 6.3).
+    if parts.headers.contains_key(TRANSFER_ENCODING) {
+        parts.headers.remove(CONTENT_LENGTH);
+    }
     remove_hop_by_hop(&mut parts.headers);
     if let Some(Some(protocol)) = protocol {
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

@@ -430,6 +430,19 @@ def serve(client, head, rest):
 }
 
 #[tokio::test]
+async fn a_length_beside_chunks_means_nothing() {
+    let engine = Program::raw(
+        "def serve(client, head, rest):\n    client.sendall(b'HTTP/1.1 200 OK\\r\\nTransfer-Encoding: chunked\\r\\n\
+         Content-Length: 3\\r\\n\\r\\n5\\r\\nhello\\r\\n0\\r\\n\\r\\n')\n    return 'close'",
+    )
+    .start()
+    .await;
+    let response = get(&engine, "/").await;
+    assert!(!response.headers().contains_key("content-length"), "{response:?}");
+    assert_eq!(text(response).await, "hello");
+}
+
+#[tokio::test]
 async fn what_is_no_http() {
     let engine =
         Program::raw("def serve(client, head, rest):\n    client.sendall(b'hello\\r\\n\\r\\n')\n    return 'close'")

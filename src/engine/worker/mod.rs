@@ -21,8 +21,9 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::Response;
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
+use http::{Response, StatusCode};
 
 use super::{Engine, Settings, StartError};
 use crate::event::{Body, Context, Message};
@@ -75,6 +76,45 @@ pub trait Language: Send + Sync + 'static {
 pub struct ReplyHead {
     pub response: Response<Body>,
     pub body: Bytes,
+}
+
+impl ReplyHead {
+    /// The same, where it is what can be sent. Whoever reads the next reply of a connection would begin in the middle of one
+    /// that is longer or shorter than it says.
+    ///
+    /// # Errors
+    /// A sentence on what the program sent that is no reply.
+    fn checked(mut self) -> Result<Self, String> {
+        // These have no body (RFC 9110, sections 15.3.5 and 15.4.5), and over HTTP/2 one would go out.
+        if matches!(
+            self.response.status(),
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        ) {
+            self.body = Bytes::new();
+        }
+        if self.response.status() == StatusCode::NO_CONTENT {
+            self.response.headers_mut().remove(CONTENT_LENGTH);
+        }
+        let Self { response, body } = &self;
+        if response.status().is_informational() {
+            return Err(format!(
+                "the program replied with the status {}, behind which another reply would have to come",
+                response.status().as_u16()
+            ));
+        }
+        // A reply to HEAD, or a 304, has the length of a body that it doesn't have (RFC 9110, section 8.6).
+        if !body.is_empty()
+            && let Some(length) = response.headers().get(CONTENT_LENGTH)
+            && length.to_str().ok().and_then(|length| length.parse().ok()) != Some(body.len())
+        {
+            return Err(format!(
+                "the program sent a content-length of {}, and a body of {} bytes",
+                length.to_str().unwrap_or("nonsense"),
+                body.len()
+            ));
+        }
+        Ok(self)
+    }
 }
 
 /// What a worker says went wrong.

@@ -116,8 +116,8 @@
 
     url() {
       try {
-        const url = new URL(`${this.scheme}://${this.host}${this.target}`);
-        if (url.username === "" && url.password === "") return url.href;
+        // One with a slash or a question mark would make a path of its own before the request's, as would none.
+        if (/^[^/\\?#@]+$/.test(this.host)) return new URL(`${this.scheme}://${this.host}${this.target}`).href;
       } catch {
         // Not every field value that HTTP allows can stand in a URL.
       }

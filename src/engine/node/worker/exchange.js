@@ -57,6 +57,8 @@
       this.id = id;
       this.credit = WINDOW_BYTES;
       this.wake = null;
+      /** The reply's head has gone out: what fails now, the client can't be told. */
+      this.begun = false;
       this.replied = false;
       this.cancelled = false;
       this.pending = 0;
@@ -81,6 +83,7 @@
       // That nobody waits is the reason of most errors then, but not of all.
       if (this.cancelled) return error?.name === "AbortError" ? undefined : this.tell(text);
       if (this.replied) return this.tell(text);
+      if (this.begun) this.tell(text);
       this.replied = true;
       channel.write(kinds.FAILED, this.stream, fault(summary(error), text));
       this.wake?.();
@@ -135,6 +138,7 @@
     }
 
     replyHead(status, fields) {
+      this.begun = true;
       channel.writeHead(kinds.HEAD, this.stream, JSON.stringify([status, fields]), null);
     }
 

@@ -14,10 +14,22 @@
       typeof value.headers?.[Symbol.iterator] === "function";
   }
 
+  const OF_ENCODED = new Set(["content-encoding", "content-length"]);
+
+  /** Whether this came from Node's own `fetch`, which takes an encoding off and leaves the fields that tell of it. */
+  function isDecoded(response) {
+    if (!response.url || !response.body) return false;
+    const encodings = response.headers.get("content-encoding");
+    return encodings !== null && encodings.split(",").every((one) => /^\s*((x-)?gzip|deflate|br)\s*$/i.test(one));
+  }
+
   /** Undefined if all is said and done, else a promise of it. */
   function replyWithResponse(exchange, response) {
+    const decoded = isDecoded(response);
     const fields = [];
-    for (const [name, value] of response.headers) fields.push(name, value);
+    for (const [name, value] of response.headers) {
+      if (!(decoded && OF_ENCODED.has(name))) fields.push(name, value);
+    }
     const body = whole(response);
     if (body !== undefined && (body === null || body.length <= WHOLE_BYTES / 4)) {
       return exchange.replyWhole(response.status, fields, body);

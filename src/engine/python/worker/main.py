@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 from . import asgi, output, program
@@ -134,6 +135,7 @@ class Worker:
         self.channel.attach(self.loop, self.on_frame, self.stop)
         self.loop.add_signal_handler(signal.SIGTERM, self.stop)
         self.loop.add_signal_handler(signal.SIGCONT, reseed)
+        keep_signals_of_children(signal.getsignal(signal.SIGTERM))
         if self.channel.rest:
             rest, self.channel.rest = self.channel.rest, b""
             self.channel.parse(memoryview(rest))
@@ -166,6 +168,27 @@ def reseed():
     """The machine was stopped, or is a copy of one that was: its twin must not have the same random numbers."""
     if random := sys.modules.get("random"):
         random.seed()
+
+
+def keep_signals_of_children(ours):
+    """A forked child has the end of the pipe by which the worker's loop hears of signals: one that ends the child, as
+    multiprocessing's pools end theirs, would end the worker. It waits until the child has no part in that any more."""
+    mask = threading.local()
+
+    def before():
+        mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def after_in_parent():
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
+
+    def after_in_child():
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            if signal.getsignal(number) == ours:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask.before)
+
+    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)
 
 
 def beginner(loop):

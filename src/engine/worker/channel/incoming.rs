@@ -78,7 +78,8 @@ impl Channel {
     }
 
     fn take_head(self: &Arc<Self>, kind: Kind, id: u32, payload: Bytes) {
-        let ReplyHead { mut response, body } = match self.language.decode_reply(payload) {
+        let decoded = self.language.decode_reply(payload);
+        let ReplyHead { mut response, body } = match decoded.and_then(ReplyHead::checked) {
             Ok(head) => head,
             Err(reason) => {
                 let failure = Failure::new(FailureKind::Program, reason);

@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use http::header::RETRY_AFTER;
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method, Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::compression::CompressionLayer;
@@ -96,15 +96,24 @@ impl Middleware {
 
     async fn shared<F>(
         &self,
-        request: Request<Body>,
+        mut request: Request<Body>,
         compression: Option<&CompressionLayer>,
         next: impl FnOnce(Request<Body>) -> F + Send,
     ) -> Response<Body>
     where
         F: Future<Output = Response<Body>> + Send,
     {
+        // The layer answers every OPTIONS, of which only preflights are its own (Fetch standard, "CORS-preflight request").
+        let asks_program =
+            *request.method() == Method::OPTIONS && !request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+        if asks_program {
+            *request.method_mut() = Method::GET;
+        }
         let mut next = Some(next);
-        let inner = service_fn(move |request| {
+        let inner = service_fn(move |mut request: Request<Body>| {
+            if asks_program {
+                *request.method_mut() = Method::OPTIONS;
+            }
             // Called once for each: both layers hand one request to it, or answer themselves.
             let next = next.take();
             async move {

@@ -1,6 +1,6 @@
 //! WebAssembly guests, built from their sources in wasm-examples.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 
 use polyinit::wire::{EventAnswer, Scope};
 
@@ -197,6 +197,26 @@ fn compiled_code_is_run_and_what_is_left_of_it_refused() {
     std::fs::copy(built("c-cgi.wasm"), path("hello.wasm")).unwrap();
     let (code, _, errors) = polyinit(&["compile", &path("hello.wasm"), "-o", &path("hello.cwasm")]);
     assert_eq!(code, 0, "{errors}");
+    let (code, _, errors) = polyinit(&["compile", &path("hello.wasm"), "-o", &path("hello.wasm")]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("written over with its own code"), "{errors}");
+    // What is no file takes it, and stays what it is.
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+    nix::unistd::mkfifo(path("pipe").as_str(), mode).unwrap();
+    let pipe = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path("pipe"))
+        .unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut first = [0; 4];
+        std::io::Read::read_exact(&mut &pipe, &mut first).unwrap();
+        // The rest is nobody's.
+        first
+    });
+    polyinit(&["compile", &path("hello.wasm"), "-o", &path("pipe")]);
+    assert!(std::fs::metadata(path("pipe")).unwrap().file_type().is_fifo());
+    assert_eq!(&reader.join().unwrap(), b"\x7fELF");
     // Whoever may read what this user writes may read this, too.
     std::fs::write(path("other"), "").unwrap();
     let mode = |name: &str| std::fs::metadata(path(name)).unwrap().permissions().mode();

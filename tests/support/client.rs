@@ -74,11 +74,18 @@ pub async fn send(address: &str, request: http::request::Builder, body: Bytes) -
     tokio::time::timeout(PATIENCE, exchange).await.expect("a reply in time")
 }
 
-/// The same over HTTP/2 with prior knowledge.
+/// [`get`] over HTTP/2 with prior knowledge.
 pub async fn get_h2(address: &str, path: &str) -> Response {
+    ask_h2(address, http::Method::GET, path).await
+}
+
+/// A request without a body over HTTP/2 with prior knowledge.
+pub async fn ask_h2(address: &str, method: http::Method, path: &str) -> Response {
     let exchange = async {
         let stream = TcpStream::connect(address).await.unwrap();
-        let request = http::Request::get(format!("http://{address}{path}"))
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("http://{address}{path}"))
             .body(Full::new(Bytes::new()))
             .unwrap();
         let (mut sender, connection) =

@@ -6,7 +6,7 @@ use polyinit::wire::{EventAnswer, Scope};
 
 use crate::host::{Guest, configuration_for};
 use crate::manifest::polyinit;
-use crate::support::{Served, built};
+use crate::support::{Served, ask_h2, built, request};
 
 const CGI: [(&str, &str); 3] = [("go-cgi.wasm", "Go"), ("rust-cgi.wasm", "Rust"), ("c-cgi.wasm", "C")];
 
@@ -63,6 +63,32 @@ async fn a_rust_component_for_wasi_http() {
     assert_eq!(app.get("/stream").await.text().lines().count(), 10);
     assert_eq!(app.get("/cookies").await.all("set-cookie").len(), 2);
     assert_eq!(app.get("/status/418").await.status, 418);
+    app.stop();
+}
+
+#[tokio::test]
+async fn replies_that_have_no_body_tell_the_length_of_another() {
+    let app = Served::start(built("rust-http.wasm"), &[]);
+    for version in [http::Version::HTTP_11, http::Version::HTTP_2] {
+        let ask = async |method: http::Method, path| match version {
+            http::Version::HTTP_2 => ask_h2(&app.address, method, path).await,
+            _ => {
+                let asked = http::Request::builder().method(method).uri(path);
+                request(&app.address, asked, "").await
+            }
+        };
+        let head = ask(http::Method::HEAD, "/length").await;
+        assert_eq!((head.status, head.text().as_str()), (200, ""), "{version:?}");
+        assert_eq!(head.all("content-length"), [b"6"], "{version:?}");
+        let unchanged = ask(http::Method::GET, "/unchanged").await;
+        assert_eq!((unchanged.status, unchanged.text().as_str()), (304, ""), "{version:?}");
+        // What is written all the same is nobody's.
+        let head = ask(http::Method::HEAD, "/").await;
+        assert_eq!((head.status, head.text().as_str()), (200, ""), "{version:?}");
+        let none = ask(http::Method::GET, "/status/204").await;
+        assert_eq!((none.status, none.text().as_str()), (204, ""), "{version:?}");
+        assert_eq!(ask(http::Method::GET, "/length").await.text(), "hello\n");
+    }
     app.stop();
 }
 

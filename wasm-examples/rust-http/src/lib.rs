@@ -23,6 +23,7 @@ impl Guest for Component {
 }
 
 const TEXT: (&str, &str) = ("content-type", "text/plain; charset=utf-8");
+const LENGTH: (&str, &str) = ("content-length", "6");
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 fn route(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()> {
@@ -42,6 +43,10 @@ fn route(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()>
             let cookies = [TEXT, ("set-cookie", "a=1; Path=/"), ("set-cookie", "b=2; Path=/")];
             reply(response, 200, &cookies, b"two cookies\n")
         }
+        // What HEAD and a cache that asks again get: the length of the text, and none of it.
+        "/length" if matches!(request.method(), Method::Head) => reply(response, 200, &[TEXT, LENGTH], b""),
+        "/length" => reply(response, 200, &[TEXT, LENGTH], b"hello\n"),
+        "/unchanged" => reply(response, 304, &[LENGTH], b""),
         "/note" => match note() {
             Ok(note) => reply(response, 200, &[TEXT], &note),
             Err(error) => reply(response, 500, &[TEXT], format!("{error:?}\n").as_bytes()),

@@ -1,12 +1,12 @@
 //! WebAssembly guests, built from their sources in wasm-examples.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 
 use polyinit::wire::{EventAnswer, Scope};
 
 use crate::host::{Guest, configuration_for};
 use crate::manifest::polyinit;
-use crate::support::{Served, built};
+use crate::support::{Served, ask_h2, built, request};
 
 const CGI: [(&str, &str); 3] = [("go-cgi.wasm", "Go"), ("rust-cgi.wasm", "Rust"), ("c-cgi.wasm", "C")];
 
@@ -63,6 +63,32 @@ async fn a_rust_component_for_wasi_http() {
     assert_eq!(app.get("/stream").await.text().lines().count(), 10);
     assert_eq!(app.get("/cookies").await.all("set-cookie").len(), 2);
     assert_eq!(app.get("/status/418").await.status, 418);
+    app.stop();
+}
+
+#[tokio::test]
+async fn replies_that_have_no_body_tell_the_length_of_another() {
+    let app = Served::start(built("rust-http.wasm"), &[]);
+    for version in [http::Version::HTTP_11, http::Version::HTTP_2] {
+        let ask = async |method: http::Method, path| match version {
+            http::Version::HTTP_2 => ask_h2(&app.address, method, path, &[]).await,
+            _ => {
+                let asked = http::Request::builder().method(method).uri(path);
+                request(&app.address, asked, "").await
+            }
+        };
+        let head = ask(http::Method::HEAD, "/length").await;
+        assert_eq!((head.status, head.text().as_str()), (200, ""), "{version:?}");
+        assert_eq!(head.all("content-length"), [b"6"], "{version:?}");
+        let unchanged = ask(http::Method::GET, "/unchanged").await;
+        assert_eq!((unchanged.status, unchanged.text().as_str()), (304, ""), "{version:?}");
+        // What is written all the same is nobody's.
+        let head = ask(http::Method::HEAD, "/").await;
+        assert_eq!((head.status, head.text().as_str()), (200, ""), "{version:?}");
+        let none = ask(http::Method::GET, "/status/204").await;
+        assert_eq!((none.status, none.text().as_str()), (204, ""), "{version:?}");
+        assert_eq!(ask(http::Method::GET, "/length").await.text(), "hello\n");
+    }
     app.stop();
 }
 
@@ -197,6 +223,26 @@ fn compiled_code_is_run_and_what_is_left_of_it_refused() {
     std::fs::copy(built("c-cgi.wasm"), path("hello.wasm")).unwrap();
     let (code, _, errors) = polyinit(&["compile", &path("hello.wasm"), "-o", &path("hello.cwasm")]);
     assert_eq!(code, 0, "{errors}");
+    let (code, _, errors) = polyinit(&["compile", &path("hello.wasm"), "-o", &path("hello.wasm")]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("written over with its own code"), "{errors}");
+    // What is no file takes it, and stays what it is.
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+    nix::unistd::mkfifo(path("pipe").as_str(), mode).unwrap();
+    let pipe = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path("pipe"))
+        .unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut first = [0; 4];
+        std::io::Read::read_exact(&mut &pipe, &mut first).unwrap();
+        // The rest is nobody's.
+        first
+    });
+    polyinit(&["compile", &path("hello.wasm"), "-o", &path("pipe")]);
+    assert!(std::fs::metadata(path("pipe")).unwrap().file_type().is_fifo());
+    assert_eq!(&reader.join().unwrap(), b"\x7fELF");
     // Whoever may read what this user writes may read this, too.
     std::fs::write(path("other"), "").unwrap();
     let mode = |name: &str| std::fs::metadata(path(name)).unwrap().permissions().mode();

@@ -349,6 +349,29 @@ async fn folders_are_seen_where_they_are_granted_and_written_to_where_that_is_sa
 }
 
 #[tokio::test]
+async fn a_folder_that_takes_anothers_place_is_seen_by_the_next_event() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("data");
+    let note = |text: &str| {
+        let next = parent.path().join("next");
+        std::fs::create_dir(&next).unwrap();
+        std::fs::write(next.join("note.txt"), text).unwrap();
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::rename(next, &folder).unwrap();
+    };
+    note("first");
+    let grant = format!("{}::/data", folder.display());
+    for reuse in ["1", "100"] {
+        let app = Served::start(built("rust-http.wasm"), &["--allow-dir", &grant, "--reuse", reuse]);
+        for text in ["one", "two", "three"] {
+            note(text);
+            assert_eq!(app.get("/note").await.text(), text, "{reuse}");
+        }
+        app.stop();
+    }
+}
+
+#[tokio::test]
 async fn what_can_not_be_granted_is_told_before_the_first_event() {
     for (guest, flags, expected) in [
         ("rust-cgi.wasm", ["--allow-dir", "/no/such::/data"], "/no/such"),

@@ -7,9 +7,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::support::{Served, built};
+use crate::support::{Served, built, folder_with};
 
 /// Answers with the body that it gets, and says in headers what it was asked.
 async fn mirror() -> String {
@@ -127,6 +127,59 @@ async fn what_is_sent_arrives_and_what_can_not_be_is_told() {
         }
         let reply = app.ask("/send", &headers).await.text();
         assert!(reply.contains(expected), "{asked:?}: {reply}");
+    }
+    app.stop();
+}
+
+/// Listens, and accepts nothing: one who connects later waits as long as these connections are there.
+async fn full() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    let soon = std::time::Duration::from_millis(300);
+    while let Ok(stream) = tokio::time::timeout(soon, TcpStream::connect(address)).await {
+        waiting.push(stream.unwrap());
+    }
+    (listener, waiting)
+}
+
+#[tokio::test]
+async fn a_request_takes_no_longer_than_its_guest_says() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (full, _waiting) = full().await;
+    let [silent, full] = [&silent, &full].map(|listener| listener.local_addr().unwrap().to_string());
+    let folder = folder_with(
+        "polyinit.toml",
+        format!(
+            "[components.slow]\nsource = {:?}\nroutes = []\n[components.out]\nsource = {:?}\n\
+             [components.out.wasm]\nhosts = [\"self\", \"http://{silent}\", \"http://{full}\"]\n",
+            built("rust-service.wasm"),
+            built("rust-outgoing.wasm"),
+        ),
+    );
+    let app = Served::start(folder.path(), &[]);
+    for (authority, path, limit, expected) in [
+        (
+            silent.as_str(),
+            "/",
+            "x-first-byte",
+            "reply: ErrorCode::ConnectionReadTimeout",
+        ),
+        (
+            "slow.internal",
+            "/meet?60000",
+            "x-first-byte",
+            "reply: ErrorCode::ConnectionReadTimeout",
+        ),
+        (full.as_str(), "/", "x-connect", "reply: ErrorCode::ConnectionTimeout"),
+    ] {
+        let began = std::time::Instant::now();
+        let asked = [("x-authority", authority), ("x-path", path), (limit, "300")];
+        let reply = app.ask("/send", &asked).await.text();
+        assert!(reply.contains(expected), "{authority}: {reply}");
+        assert!(began.elapsed().as_secs() < 8, "{authority}: {:?}", began.elapsed());
     }
     app.stop();
 }

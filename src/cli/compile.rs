@@ -48,19 +48,33 @@ fn compile(file: &Path, output: Option<&Path>) -> Result<(), CommandError> {
         Some(output) => output.to_owned(),
         None => wasm::place_ahead(file)?,
     };
+    // What a link leads to is written, and the link stays.
+    let place = target.canonicalize().unwrap_or_else(|_| target.clone());
+    if file.canonicalize().is_ok_and(|file| file == place) {
+        return Err(format!(
+            "{} would be written over with its own code: give --output another name",
+            file.display()
+        )
+        .into());
+    }
     let code = wasm::compile(file)?;
-    let folder = target
+    let folder = place
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     let write = || {
+        // A device or a pipe, /dev/null for one, is written to: a file in its place would be in everybody's way.
+        if place.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+            return std::fs::write(&place, &code);
+        }
         // Whole or not at all: nothing in there can be checked when it is used.
         let mut temporary = tempfile::Builder::new()
             // As any compiler's output: who runs it may be somebody else.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)?;
         temporary.write_all(&code)?;
-        temporary.persist(&target).map_err(|error| error.error)
+        temporary.persist(&place).map_err(|error| error.error)?;
+        Ok(())
     };
     write().map_err(|error| format!("can't write {}: {error}", target.display()))?;
     say(&format!(

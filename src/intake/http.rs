@@ -15,9 +15,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -171,7 +171,7 @@ async fn answer(
     let response = if is_extended {
         extended::fold(response)
     } else {
-        response
+        without_what_no_client_takes(response, &method)
     };
     (options.observer)(Served {
         context: &context,
@@ -209,6 +209,24 @@ fn name_host(request: &mut Request<Body>) -> Result<(), Failure> {
         None => Ok(()),
         Some(_) => Err(Failure::new(FailureKind::BadEvent, "the request names several hosts")),
     }
+}
+
+/// The reply to a request by `method` without the body that replies of its kind don't have (RFC 9110, section 6.4.1), and
+/// without the length of one where that could be none's (section 8.6). hyper sees to it over HTTP/1.1; over HTTP/2 such a body
+/// would be a stream that is broken.
+pub(super) fn without_what_no_client_takes(mut response: Response<Body>, method: &Method) -> Response<Body> {
+    let status = response.status();
+    if status == StatusCode::NO_CONTENT {
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    let is_head = method == Method::HEAD;
+    if is_head && let Some(length @ 1..) = response.body().size_hint().exact() {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+    }
+    if is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        *response.body_mut() = Body::empty();
+    }
+    response
 }
 
 /// Hands the request to the router; what comes back as a response, with the failure in its extensions where it is one.

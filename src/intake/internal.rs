@@ -24,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::http::{connections, give, problem};
+use super::http::{connections, give, problem, without_what_no_client_takes};
 use super::{ACCEPT_PAUSE, Handler};
 use crate::again::Again;
 use crate::event::trace::{self, REQUEST_ID, TRACEPARENT};
@@ -156,8 +156,9 @@ struct Calls {
 impl Calls {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let mut request = request.map(Body::stream);
+        let method = request.method().clone();
         let context = Context::next();
-        Ok(match self.enter(&mut request, &context) {
+        let response = match self.enter(&mut request, &context) {
             Ok(call) => {
                 let context = Context {
                     depth: call.depth,
@@ -166,7 +167,8 @@ impl Calls {
                 give(request, context, &self.handler, self.reveal).await
             }
             Err(failure) => problem::response_with(failure, self.reveal),
-        })
+        };
+        Ok(without_what_no_client_takes(response, &method))
     }
 
     /// Makes the request one for a component, and counts it.

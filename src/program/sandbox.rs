@@ -86,9 +86,11 @@ impl FromStr for Directory {
                 guest: guest.to_owned(),
             });
         }
+        // Guests look for it by the name that they open, in which nothing is empty and nothing is ".".
+        let parts: Vec<&str> = guest.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
         Ok(Self {
             host: host.into(),
-            guest: guest.to_owned(),
+            guest: format!("/{}", parts.join("/")),
             writable,
         })
     }
@@ -131,6 +133,10 @@ mod tests {
         );
         assert_eq!(directory.to_string(), "/var/lib/x::/:rw");
         assert!(!"data::/data:ro".parse::<Directory>().unwrap().writable);
+        for (written, meant) in [("/data/", "/data"), ("//a/./b//", "/a/b"), ("/", "/"), ("/./", "/")] {
+            let directory: Directory = format!("data::{written}").parse().unwrap();
+            assert_eq!(directory.guest, meant);
+        }
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub async fn send(address: &str, request: http::request::Builder, body: Bytes) -
     tokio::time::timeout(PATIENCE, exchange).await.expect("a reply in time")
 }
 
-/// The same over HTTP/2 with prior knowledge.
+/// [`get`] over HTTP/2 with prior knowledge.
 pub async fn get_h2(address: &str, path: &str) -> Response {
     ask_h2(address, http::Method::GET, path, &[]).await
 }

@@ -385,6 +385,25 @@ impl HttpBody for Pieces {
     }
 
     fn size_hint(&self) -> SizeHint {
+        // HTTP/1.1 has no place for trailers after a body whose length is told first.
+        if self.trailers {
+            return SizeHint::default();
+        }
         SizeHint::with_exact(self.length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_of_a_body_is_not_told_where_trailers_come_after_it() {
+        let mut pieces = Pieces::default();
+        pieces.push(Frame::data(Bytes::from_static(b"hello")));
+        assert_eq!(pieces.size_hint().exact(), Some(5));
+        pieces.push(Frame::trailers(http::HeaderMap::new()));
+        assert_eq!(pieces.size_hint().exact(), None);
+        assert_eq!(pieces.into_body().size_hint().exact(), None);
     }
 }

@@ -3,11 +3,14 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context as TaskContext, Poll, ready};
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use wasmtime_wasi_http::WasiBody;
+use http::{Method, StatusCode};
+use http_body::{Body as HttpBody, Frame};
+use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 use super::body::{Broken, Pieces, begun, finished};
 use super::failure;
@@ -38,16 +41,21 @@ pub(super) fn request(request: http::Request<Body>, context: &Context) -> http::
     with_authority(request, context).map(wasi_body)
 }
 
-/// The reply that `run`'s guest gives by way of `slot`.
+/// The reply to a request by `method` that `run`'s guest gives by way of `slot`.
 ///
 /// # Errors
 /// The guest's failure, as long as nothing of a reply is on its way.
-pub(super) async fn reply(mut run: Run, slot: &Slot, log: &Log) -> Result<Reply, Failure> {
+pub(super) async fn reply(method: &Method, mut run: Run, slot: &Slot, log: &Log) -> Result<Reply, Failure> {
     let (response, ended) = std::future::poll_fn(|cx| {
         let polled = Pin::new(&mut run).poll(cx);
         let response = slot.take();
         match (polled, response) {
             (Poll::Pending, None) => Poll::Pending,
+            // Most likely of the refusal of a body that is as it should be.
+            (Poll::Ready(Err(failure)), Some(Ok(response))) if is_head_alone(method, &response) => {
+                log.report(&failure);
+                Poll::Ready(Ok((response, true)))
+            }
             (Poll::Ready(Err(failure)), _) => Poll::Ready(Err(failure)),
             (polled, Some(Ok(response))) => Poll::Ready(Ok((response, polled.is_ready()))),
             (_, Some(Err(error))) => Poll::Ready(Err(failure::broke_interface(
@@ -71,15 +79,14 @@ pub(super) async fn reply(mut run: Run, slot: &Slot, log: &Log) -> Result<Reply,
             log,
         ));
     }
-    let promised = response
-        .headers()
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok());
+    let head_alone = is_head_alone(method, &response);
+    let promised = promised(&response);
     let (head, body) = response.into_parts();
-    let body = if ended {
-        finished(Pieces::default(), body, run, promised)
-    } else {
-        begun(body, run, promised).await
+    let body = match (head_alone, ended) {
+        (true, true) => Ok(Body::empty()),
+        (true, false) => begun(Unwanted(body), run, None).await,
+        (false, true) => finished(Pieces::default(), body, run, promised),
+        (false, false) => begun(body, run, promised).await,
     };
     let body = body.map_err(|broken| match broken {
         Broken::Guest(failure) => failure,
@@ -87,7 +94,39 @@ pub(super) async fn reply(mut run: Run, slot: &Slot, log: &Log) -> Result<Reply,
             failure::broke_interface(format!("the guest left its response unfinished: {error}"), log)
         }
     })?;
+    if let (false, Some(promised), Some(length)) = (head_alone, promised, body.size_hint().exact())
+        && promised != length
+    {
+        return Err(failure::broke_interface(
+            format!("the guest announced `Content-Length: {promised}` and wrote {length} bytes"),
+            log,
+        ));
+    }
     Ok(Reply::Http(http::Response::from_parts(head, body)))
+}
+
+/// The length of the body as the head announces it, in bytes.
+fn promised<B>(response: &http::Response<B>) -> Option<u64> {
+    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether the head is all that the client gets, and has the length of a body that another request would get (RFC 9110,
+/// section 8.6). `wasi:http` knows nothing of that, and takes the body for one that is too short.
+fn is_head_alone<B>(method: &Method, response: &http::Response<B>) -> bool {
+    (method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED) && promised(response).is_some()
+}
+
+/// A body that nobody gets: it only ends, whatever is in it and however that is.
+struct Unwanted(WasiBody);
+
+impl HttpBody for Unwanted {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        while let Some(Ok(_)) = ready!(Pin::new(&mut self.0).poll_frame(cx)) {}
+        Poll::Ready(None)
+    }
 }
 
 fn with_authority(mut request: http::Request<Body>, context: &Context) -> http::Request<Body> {

@@ -1,6 +1,7 @@
 //! What a guest's store holds, and with it what the guest is granted: its request, stdout and stderr, clocks,
 //! randomness, and beyond that what the program names: environment, folders, hosts.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use http_body_util::BodyExt as _;
@@ -62,6 +63,15 @@ impl Grants {
         Ok(wasi)
     }
 
+    /// Which folders are granted at the moment: others may have come in the place of those that an instance has open.
+    pub(super) fn folders(&self) -> Folders {
+        let identity = |directory: &Directory| {
+            let metadata = std::fs::metadata(&directory.host).ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        };
+        Folders(self.directories.iter().map(identity).collect())
+    }
+
     /// What the store of a core module holds.
     pub(super) fn module(mut wasi: WasiCtxBuilder, limits: Limits) -> ModuleHost {
         let mut wasi = wasi.build_p1();
@@ -88,6 +98,10 @@ impl Grants {
         }
     }
 }
+
+/// What tells folders apart, whatever they are called.
+#[derive(PartialEq, Eq)]
+pub(super) struct Folders(Vec<Option<(u64, u64)>>);
 
 /// Opens a folder for a guest.
 ///

@@ -14,7 +14,7 @@ use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
-use super::host::ComponentHost;
+use super::host::{ComponentHost, Folders};
 use super::log::Log;
 use super::runtime::Reserved;
 use super::{Shared, failure};
@@ -56,6 +56,8 @@ pub(super) struct Place<G> {
     /// The guest's standard error.
     pub(super) log: Log,
     stdout: Log,
+    /// Those that it has open.
+    folders: Folders,
     guest: Option<G>,
     /// Events that the instance has had.
     events: u32,
@@ -66,12 +68,14 @@ impl<G: Send> Place<G> {
         let log = Log::new(&shared.component, event, "stderr");
         let stdout = Log::new(&shared.component, event, "stdout");
         let grants = &shared.grants;
+        let folders = grants.folders();
         let wasi = grants.wasi(&grants.environment, None, stdout.clone(), log.clone())?;
         let host = grants.component(wasi, &log, shared.limits());
         Ok(Self {
             store: shared.store(host),
             log,
             stdout,
+            folders,
             guest: None,
             events: 0,
         })
@@ -153,8 +157,8 @@ impl<T: Template> Instances<T> {
     pub(super) fn place(&self, shared: &Shared, context: &Context) -> Result<Place<T::Guest>, Failure> {
         let ready = self.ready().pop();
         let mut place = match ready {
-            Some(Ready { place, .. }) => place,
-            None => Place::new(shared, context.id)?,
+            Some(Ready { place, .. }) if place.folders == shared.grants.folders() => place,
+            _ => Place::new(shared, context.id)?,
         };
         place.begin(shared, context);
         Ok(place)

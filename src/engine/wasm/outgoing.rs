@@ -11,7 +11,7 @@ pub(super) mod connect;
 
 use std::error::Error as _;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use http::HeaderMap;
 use http::uri::{PathAndQuery, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -39,7 +40,7 @@ use crate::program::sandbox::{HostRule, Scheme};
 const OPEN: usize = 64;
 /// Components that one event may come through, each by a request of the one before.
 const DEPTH: u8 = 8;
-/// To connect, and then for the head of a reply, where the guest doesn't say.
+/// To connect, and then again for the head of a reply, where the guest doesn't say.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Connections to one host that are kept between requests, and for how long.
 const KEPT: usize = 32;
@@ -221,11 +222,14 @@ impl Hooks {
                 let mut event = Event::http(request.map(Body::stream));
                 event.context.depth = self.depth + 1;
                 let loopback = self.outgoing.loopback.clone();
+                // There is nothing to connect to; the component itself has its time for the event.
+                let patience = options.first_byte_timeout.unwrap_or(Duration::MAX);
                 Ok(Box::new(async move {
-                    let response = apart::ask(loopback, event)
+                    let response = tokio::time::timeout(patience, apart::ask(loopback, event))
                         .await
+                        .map_err(|_| HttpError::ConnectionReadTimeout)?
                         .map_err(|failure| HttpError::InternalError(Some(failure.to_string())))?;
-                    Ok(response.map(|body| Received::body(wasi_body(body), permit, None)))
+                    Ok(response.map(|body| Received::body(wasi_body(body), permit, options.between_bytes_timeout)))
                 }))
             }
         }
@@ -264,18 +268,31 @@ impl WasiHttpHooks for Hooks {
 impl Outgoing {
     async fn exchange(
         &self,
-        request: http::Request<WasiBody>,
+        mut request: http::Request<WasiBody>,
         options: RequestOptions,
         permit: OwnedSemaphorePermit,
         log: &Log,
     ) -> Result<Answer, HttpError> {
         let uri = request.uri().clone();
-        let patience = options.connect_timeout.unwrap_or(PATIENCE) + options.first_byte_timeout.unwrap_or(PATIENCE);
-        let sent = tokio::time::timeout(patience, self.client().request(request)).await;
+        let mut connection = capture_connection(&mut request);
+        let mut sending = pin!(self.client().request(request));
+        let connecting = async {
+            tokio::select! {
+                biased;
+                sent = &mut sending => Some(sent),
+                () = async { drop(connection.wait_for_connection_metadata().await) } => None,
+            }
+        };
+        let sent = match tokio::time::timeout(options.connect_timeout.unwrap_or(PATIENCE), connecting).await {
+            Err(_) => return Err(HttpError::ConnectionTimeout),
+            Ok(Some(sent)) => sent,
+            Ok(None) => tokio::time::timeout(options.first_byte_timeout.unwrap_or(PATIENCE), sending)
+                .await
+                .map_err(|_| HttpError::ConnectionReadTimeout)?,
+        };
         match sent {
-            Err(_) => Err(HttpError::ConnectionReadTimeout),
-            Ok(Err(error)) => Err(tell(&error, &uri, log)),
-            Ok(Ok(response)) => Ok(response.map(|body| {
+            Err(error) => Err(tell(&error, &uri, log)),
+            Ok(response) => Ok(response.map(|body| {
                 let body = body.map_err(HttpError::Hyper).boxed_unsync();
                 Received::body(body, permit, options.between_bytes_timeout)
             })),

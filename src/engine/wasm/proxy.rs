@@ -20,6 +20,7 @@ pub(super) async fn http(
     request: http::Request<Body>,
     context: &Context,
 ) -> Result<Reply, Failure> {
+    let method = request.method().clone();
     let terms = shared.terms(context).await?;
     let mut place = instances.place(shared, context)?;
     let log = place.log.clone();
@@ -53,5 +54,5 @@ pub(super) async fn http(
         let handled = handled.await;
         instances.settle(&shared, place, handled)
     });
-    exchange::reply(Run::new(terms, guest), &slot, &log).await
+    exchange::reply(&method, Run::new(terms, guest), &slot, &log).await
 }

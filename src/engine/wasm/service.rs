@@ -92,6 +92,7 @@ pub(super) async fn http(
     request: http::Request<Body>,
     context: &Context,
 ) -> Result<Reply, Failure> {
+    let method = request.method().clone();
     let terms = shared.terms_without_place(context)?;
     let member = Member::new(terms.deadline());
     let entering = Entering {
@@ -116,7 +117,7 @@ pub(super) async fn http(
         }
     };
     let log = attendance.log().clone();
-    exchange::reply(Run::shared(terms, attendance), &member.slot, &log).await
+    exchange::reply(&method, Run::shared(terms, attendance), &member.slot, &log).await
 }
 
 /// Has the guest handle `first` and what comes in meanwhile, until it has nothing left to do.

@@ -110,7 +110,11 @@ impl Sockets {
             .filter(|at| self.0.rules[*at].names(name))
             .collect();
         if rules.is_empty() {
-            self.refuse_host(&format!("look up {name:?}"), &format!("tcp://{name}:PORT"));
+            let host = match name.parse() {
+                Ok(IpAddr::V6(address)) => format!("[{address}]"),
+                _ => name.to_owned(),
+            };
+            self.refuse_host(&format!("look up {name:?}"), &format!("tcp://{host}:PORT"));
             return None;
         }
         Some(rules)
@@ -118,17 +122,14 @@ impl Sockets {
 
     /// Whether a look-up may give `address` for a name of these rules; then it may be connected to.
     fn learn(&self, address: IpAddr, rules: &[usize]) -> bool {
-        let text = address.to_string();
-        if self.0.rules.iter().any(|rule| rule.is_address() && rule.names(&text)) {
-            return true;
-        }
         let leading: Vec<usize> = rules
             .iter()
             .copied()
             .filter(|at| self.0.rules[*at].may_lead_to(address))
             .collect();
         if leading.is_empty() {
-            return false;
+            let text = address.to_string();
+            return self.0.rules.iter().any(|rule| rule.is_address() && rule.names(&text));
         }
         let mut known = self.known();
         if known.len() >= KNOWN && !known.contains_key(&address) {
@@ -306,19 +307,34 @@ mod tests {
 
     #[test]
     fn addresses_of_allowed_names_alone_are_connected_to() {
-        let sockets = sockets(&["tcp://db.example.org:5432", "tcp://10.0.0.7:6379"]);
+        let sockets = sockets(&[
+            "tcp://db.example.org:5432",
+            "tcp://10.0.0.7:6379",
+            "tcp://127.0.0.9:6379",
+        ]);
         assert!(connects(&sockets, "10.0.0.7:6379") && !connects(&sockets, "10.0.0.7:6380"));
         assert!(!connects(&sockets, "93.184.215.14:5432"));
         let rules = sockets.rules_for("db.example.org").unwrap();
         assert!(sockets.learn("93.184.215.14".parse().unwrap(), &rules));
         assert!(!sockets.learn("127.0.0.1".parse().unwrap(), &rules));
-        assert!(sockets.learn("10.0.0.7".parse().unwrap(), &rules) && !connects(&sockets, "10.0.0.7:5432"));
+        assert!(sockets.learn("127.0.0.9".parse().unwrap(), &rules) && !connects(&sockets, "127.0.0.9:5432"));
         assert!(connects(&sockets, "93.184.215.14:5432") && !connects(&sockets, "93.184.215.14:6379"));
         assert!(!connects(&sockets, "127.0.0.1:5432"));
-        assert!(sockets.rules_for("other.example.org").is_none());
+        assert!(sockets.rules_for("other.example.org").is_none() && sockets.rules_for("fd00::1").is_none());
         let told = sockets.0.log.tail();
         assert!(told.contains("hosts = [\"tcp://other.example.org:PORT\"]"), "{told}");
         assert!(told.contains("--allow-host tcp://10.0.0.7:6380"), "{told}");
+        assert!(told.contains("--allow-host tcp://[fd00::1]:PORT"), "{told}");
+    }
+
+    #[test]
+    fn an_address_of_two_rules_is_connected_to_by_both() {
+        let sockets = sockets(&["tcp://db.example.org:5432", "udp://10.0.0.7:53"]);
+        let rules = sockets.rules_for("db.example.org").unwrap();
+        assert!(sockets.learn("10.0.0.7".parse().unwrap(), &rules));
+        assert!(connects(&sockets, "10.0.0.7:5432") && !connects(&sockets, "10.0.0.7:53"));
+        // As far as the other goes.
+        assert!(sockets.allows("10.0.0.7:53".parse().unwrap(), SocketAddrUse::UdpSend));
     }
 
     #[test]

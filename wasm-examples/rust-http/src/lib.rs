@@ -4,6 +4,8 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use wasip2::exports::http::incoming_handler::Guest;
+use wasip2::filesystem::preopens::get_directories;
+use wasip2::filesystem::types::{DescriptorFlags, ErrorCode, OpenFlags, PathFlags};
 use wasip2::http::types::{Fields, IncomingRequest, Method, OutgoingBody, OutgoingResponse, ResponseOutparam};
 use wasip2::io::streams::{OutputStream, StreamError};
 
@@ -21,6 +23,7 @@ impl Guest for Component {
 }
 
 const TEXT: (&str, &str) = ("content-type", "text/plain; charset=utf-8");
+const LENGTH: (&str, &str) = ("content-length", "6");
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 fn route(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()> {
@@ -40,6 +43,14 @@ fn route(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()>
             let cookies = [TEXT, ("set-cookie", "a=1; Path=/"), ("set-cookie", "b=2; Path=/")];
             reply(response, 200, &cookies, b"two cookies\n")
         }
+        // What HEAD and a cache that asks again get: the length of the text, and none of it.
+        "/length" if matches!(request.method(), Method::Head) => reply(response, 200, &[TEXT, LENGTH], b""),
+        "/length" => reply(response, 200, &[TEXT, LENGTH], b"hello\n"),
+        "/unchanged" => reply(response, 304, &[LENGTH], b""),
+        "/note" => match note() {
+            Ok(note) => reply(response, 200, &[TEXT], &note),
+            Err(error) => reply(response, 500, &[TEXT], format!("{error:?}\n").as_bytes()),
+        },
         "/count" => {
             static REQUESTS: AtomicU32 = AtomicU32::new(0);
             let count = REQUESTS.fetch_add(1, Ordering::Relaxed) + 1;
@@ -111,6 +122,13 @@ fn echo(request: IncomingRequest, response: ResponseOutparam) -> io::Result<()> 
             Err(StreamError::LastOperationFailed(error)) => return Err(io::Error::other(error)),
         }
     })
+}
+
+/// The beginning of `note.txt` in the folder that is granted.
+fn note() -> Result<Vec<u8>, ErrorCode> {
+    let (folder, _) = get_directories().pop().ok_or(ErrorCode::Access)?;
+    let file = folder.open_at(PathFlags::empty(), "note.txt", OpenFlags::empty(), DescriptorFlags::READ)?;
+    Ok(file.read(4096, 0)?.0)
 }
 
 /// The request as the guest sees it, as JSON.

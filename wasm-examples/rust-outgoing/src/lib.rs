@@ -9,7 +9,7 @@ use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
     http_error_code, Fields, IncomingBody, IncomingRequest, Method, OutgoingBody, OutgoingRequest, OutgoingResponse,
-    ResponseOutparam, Scheme,
+    RequestOptions, ResponseOutparam, Scheme,
 };
 use wasip2::io::streams::StreamError;
 use wasip2::sockets::instance_network::instance_network;
@@ -67,8 +67,9 @@ fn fetch(url: &str) -> Result<(u16, Vec<u8>), String> {
     Ok((response.status(), read(body)?))
 }
 
-/// Sends a request with `x-method`, `x-scheme`, `x-authority` and `x-path`, `x-body` bytes and, where it is there, the content-length
-/// `x-length`; tells the reply's status, its headers `x-method` and `x-path`, and how long its body is.
+/// Sends a request with `x-method`, `x-scheme`, `x-authority` and `x-path`, `x-body` bytes and, where they are there, the content-length
+/// `x-length` and the milliseconds `x-connect` and `x-first-byte` that these may take; tells the reply's status, its headers `x-method`
+/// and `x-path`, and how long its body is.
 fn send(asked: &IncomingRequest) -> Result<(u16, Vec<u8>), String> {
     let asked = asked.headers();
     let header = |name: &str| asked.get(name).first().map(|value| String::from_utf8_lossy(value).into_owned());
@@ -92,8 +93,12 @@ fn send(asked: &IncomingRequest) -> Result<(u16, Vec<u8>), String> {
     request.set_scheme(Some(&scheme)).map_err(|()| "set-scheme failed")?;
     request.set_authority(header("x-authority").as_deref()).map_err(|()| "set-authority failed")?;
     request.set_path_with_query(header("x-path").as_deref()).map_err(|()| "set-path-with-query failed")?;
+    let options = RequestOptions::new();
+    let time = |name: &str| header(name).and_then(|time| Some(time.parse::<u64>().ok()? * 1_000_000));
+    options.set_connect_timeout(time("x-connect")).map_err(|()| "set-connect-timeout failed")?;
+    options.set_first_byte_timeout(time("x-first-byte")).map_err(|()| "set-first-byte-timeout failed")?;
     let body = request.body().map_err(|()| "the request has no body")?;
-    let coming = outgoing_handler::handle(request, None).map_err(|code| format!("handle: {code:?}"))?;
+    let coming = outgoing_handler::handle(request, Some(options)).map_err(|code| format!("handle: {code:?}"))?;
     let mut left: usize = header("x-body").and_then(|size| size.parse().ok()).unwrap_or_default();
     let stream = body.write().map_err(|()| "the body has no stream")?;
     while left > 0 {

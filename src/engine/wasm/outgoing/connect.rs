@@ -135,13 +135,13 @@ impl tower::Service<Uri> for Connector {
     }
 }
 
-/// The addresses of `name`, one that stands for itself included. `localhost` is this machine (RFC 6761, section 6.3)
-/// even where no file says so.
+/// The addresses of `name`, one that stands for itself included. `localhost` and what is below it is this machine (RFC
+/// 6761, section 6.3) even where no file says so.
 pub(in crate::engine::wasm) async fn resolve(name: &str) -> Result<Vec<IpAddr>, Unconnected> {
     if let Ok(address) = name.parse::<IpAddr>() {
         return Ok(vec![address]);
     }
-    if name.eq_ignore_ascii_case("localhost") {
+    if is_localhost(name) {
         return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
     }
     let found = tokio::time::timeout(RESOLVE_DEADLINE, tokio::net::lookup_host((name, 0)))
@@ -154,6 +154,12 @@ pub(in crate::engine::wasm) async fn resolve(name: &str) -> Result<Vec<IpAddr>, 
             error,
         }),
     }
+}
+
+fn is_localhost(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    last.eq_ignore_ascii_case("localhost")
 }
 
 async fn tcp(rules: &[HostRule], name: &str, scheme: Scheme, port: u16) -> Result<TcpStream, Unconnected> {
@@ -330,9 +336,13 @@ mod tests {
         assert!(refused.to_string().contains("name the address itself in `hosts`"));
         let both: Vec<HostRule> = ["*:*", "127.0.0.1:*"].map(|rule| rule.parse().unwrap()).into();
         assert!(tcp(&both, "localhost", Scheme::Http, port).await.is_ok());
-        for rule in ["localhost:*", "127.0.0.1:*"] {
-            let name = rule.trim_end_matches(":*");
-            assert!(tcp(&rules(rule), name, Scheme::Http, port).await.is_ok(), "{rule}");
+        for (rule, name) in [
+            ("localhost:*", "localhost"),
+            ("localhost:*", "LocalHost."),
+            ("shop.localhost:*", "shop.localhost"),
+            ("127.0.0.1:*", "127.0.0.1"),
+        ] {
+            assert!(tcp(&rules(rule), name, Scheme::Http, port).await.is_ok(), "{name}");
         }
     }
 

@@ -39,11 +39,6 @@ pub struct SandboxArgs {
 }
 
 impl SandboxArgs {
-    /// Whether WebAssembly's fuel would be counted.
-    pub fn counts_fuel(&self) -> bool {
-        self.fuel.is_some()
-    }
-
     /// Grants what the flags say to the program's WebAssembly components.
     ///
     /// # Errors

@@ -63,8 +63,6 @@ pub(super) struct Opened {
 impl ProgramArguments {
     /// Reads the program; starts nothing.
     pub fn open(&self) -> Result<Opened, CommandError> {
-        // Made while the rest is read.
-        let is_made = engine::make_ready_for(&self.path, self.sandbox.counts_fuel());
         let settings = self.settings()?;
         let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
         let hint = Hint {
@@ -80,9 +78,7 @@ impl ProgramArguments {
             component.environment.extend(self.environment.iter().cloned());
         }
         self.sandbox.apply(&mut program.components)?;
-        if !is_made {
-            engine::make_ready(&program.components);
-        }
+        engine::make_ready(&program.components);
         report::reached("program read");
         Ok(Opened {
             program,

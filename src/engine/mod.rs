@@ -20,14 +20,13 @@ pub mod worker;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 pub use self::loopback::Loopback;
 use crate::event::{Event, Failure, Reply};
-use crate::program::detect::FileKind;
 use crate::program::{Component, EngineKind};
 
 /// The work on one event, to be awaited by the intake's task of that event. Dropping it tells the program that
@@ -173,16 +172,6 @@ pub async fn start(component: &Component, settings: &Settings) -> Result<Arc<dyn
 pub fn make_ready(components: &[Component]) {
     let is_wasm = |component: &&Component| component.engine == EngineKind::Wasm;
     wasm::make_ready(components.iter().filter(is_wasm));
-}
-
-/// The same for a program that is one file, before anything else of it is known; `metered` if its fuel would be counted.
-/// Whether it is a file that needs something.
-pub fn make_ready_for(program: &Path, metered: bool) -> bool {
-    let is_wasm = FileKind::of(program).is_ok_and(|kind| kind == FileKind::Wasm);
-    if is_wasm {
-        wasm::make_ready_for(vec![(program.to_owned(), metered)]);
-    }
-    is_wasm
 }
 
 /// Starts the interpreters of this machine ahead of the program that will need one of them.

@@ -72,13 +72,9 @@ pub fn make_ready<'a>(components: impl Iterator<Item = &'a Component>) {
             Entrypoint::Module { .. } => None,
         })
         .collect();
-    if !files.is_empty() {
-        make_ready_for(files);
+    if files.is_empty() {
+        return;
     }
-}
-
-/// The same for the files at these paths, each with whether fuel is counted for it.
-pub fn make_ready_for(files: Vec<(PathBuf, bool)>) {
     // One after another: never more than one file is held for this.
     let make = move || {
         for (path, metered) in files {

@@ -37,8 +37,8 @@ enum Action {
 #[command(after_help = "\
 Examples:
   polyinit image build runtimes/wasm -o wasm.squashfs
-  polyinit image build runtimes/minimal -o minimal.oci          for `podman load`, `skopeo copy`
-  polyinit image build runtimes/debian-12 -o debian-12.squashfs -o debian-12.oci --cache ~/.cache/polyinit/packages")]
+  polyinit image build runtimes/minimal -o minimal.squashfs -o minimal.oci
+  polyinit image build runtimes/debian-12 -o debian-12.squashfs --cache ~/.cache/polyinit/packages")]
 struct BuildImage {
     /// The recipe: a folder with image.toml, or that file
     recipe: PathBuf,

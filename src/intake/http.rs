@@ -2,6 +2,7 @@
 
 pub mod access_log;
 mod client;
+pub(super) mod cookies;
 mod extended;
 mod head_timer;
 mod middleware;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use self::client::{Client, Patience, Socket};
 use self::head_timer::HeadTimer;
 pub use self::middleware::{Around, Asked};
-use super::Handler;
+use super::{ACCEPT_PAUSE, Handler};
 use crate::again::Again;
 use crate::event::{Body, Context, Event, Failure, FailureKind, Input, Reply};
 use crate::program::manifest::AccessLog;
@@ -39,9 +40,6 @@ const PATIENCE: Patience = Patience {
     head: Duration::from_secs(30),
     reply: Duration::from_secs(60),
 };
-
-/// The pause after accept(2) failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is told of each request once its reply's head is known.
 #[derive(Debug)]
@@ -155,6 +153,7 @@ async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let began = Instant::now();
     let mut request = upload::take(request);
+    cookies::join(&mut request);
     let named = name_host(&mut request);
     let is_extended = extended::unfold(&mut request);
     let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());

@@ -24,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::http::{connections, give, problem, without_what_no_client_takes};
+use super::http::{connections, cookies, give, problem, without_what_no_client_takes};
 use super::{ACCEPT_PAUSE, Handler};
 use crate::again::Again;
 use crate::event::trace::{self, REQUEST_ID, TRACEPARENT};
@@ -156,6 +156,7 @@ struct Calls {
 impl Calls {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let mut request = request.map(Body::stream);
+        cookies::join(&mut request);
         let method = request.method().clone();
         let context = Context::next();
         let response = match self.enter(&mut request, &context) {

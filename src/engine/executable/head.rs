@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, response};
@@ -70,9 +70,6 @@ pub fn outgoing(
         parts.headers.insert(HOST, host);
     }
     tell_of_the_client(&mut parts.headers, context);
-    if parts.version == Version::HTTP_2 {
-        join_cookies(&mut parts.headers);
-    }
     if let Some(length) = body.size_hint().exact()
         && parts
             .headers
@@ -178,16 +175,6 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .collect();
     for name in HOP_BY_HOP.iter().chain(&named) {
         headers.remove(name);
-    }
-}
-
-/// HTTP/2 clients may cut the cookies into several fields, which HTTP/1.1 does not know (RFC 9113, section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if cookies.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
-    {
-        headers.insert(COOKIE, joined);
     }
 }
 
@@ -300,19 +287,6 @@ mod tests {
     fn a_wrong_length_is_put_right() {
         let request = to_program(Request::post("/").header(CONTENT_LENGTH, "400"), "body");
         assert_eq!(request.headers()[CONTENT_LENGTH], "4");
-    }
-
-    #[test]
-    fn cookies_of_http_2_are_one_field() {
-        let request = Request::get("/")
-            .version(Version::HTTP_2)
-            .header(COOKIE, "a=1")
-            .header(COOKIE, "b=2");
-        let request = to_program(request, "");
-        assert_eq!(
-            request.headers().get_all(COOKIE).iter().collect::<Vec<_>>(),
-            ["a=1; b=2"]
-        );
     }
 
     #[test]

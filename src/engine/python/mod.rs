@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::header::COOKIE;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
 use hyper::ext::Protocol;
@@ -189,38 +188,28 @@ impl Language for Python {
         }
         marshal::binary(out, raw_path.as_bytes());
         marshal::binary(out, head.uri.query().unwrap_or_default().as_bytes());
-        let version = match head.version {
-            // A WebSocket's, see `intake::http`.
-            _ if head.extensions.get::<Protocol>().is_some() => "2",
-            Version::HTTP_10 => "1.0",
-            Version::HTTP_2 => "2",
-            _ => "1.1",
-        };
-        marshal::text(out, version);
+        marshal::text(
+            out,
+            match head.version {
+                // A WebSocket's, see `intake::http`.
+                _ if head.extensions.get::<Protocol>().is_some() => "2",
+                Version::HTTP_10 => "1.0",
+                Version::HTTP_2 => "2",
+                _ => "1.1",
+            },
+        );
         marshal::text(out, context.scheme);
         let authority = match (head.headers.get(http::header::HOST), head.uri.authority()) {
             // HTTP/2 has :authority instead; ASGI wants it as a host header.
             (None, Some(authority)) => Some(authority.as_str()),
             _ => None,
         };
-        // HTTP/2 clients may cut the cookies into several fields, which programs need not know (RFC 9113, section 8.2.3).
-        let crumbs: Vec<&[u8]> = match version {
-            "2" => head.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect(),
-            _ => Vec::new(),
-        };
-        let is_cut = crumbs.len() > 1;
-        let others = head.headers.len() - if is_cut { crumbs.len() } else { 0 };
-        marshal::list(out, others + usize::from(authority.is_some()) + usize::from(is_cut));
+        marshal::list(out, head.headers.len() + usize::from(authority.is_some()));
         if let Some(authority) = authority {
             header(out, b"host", authority.as_bytes());
         }
         for (name, value) in &head.headers {
-            if !(is_cut && name == COOKIE) {
-                header(out, name.as_str().as_bytes(), value.as_bytes());
-            }
-        }
-        if is_cut {
-            header(out, b"cookie", &crumbs.join(&b"; "[..]));
+            header(out, name.as_str().as_bytes(), value.as_bytes());
         }
         for address in [context.client, context.server] {
             match address {

@@ -85,7 +85,7 @@ impl ReplyHead {
     /// # Errors
     /// A sentence on what the program sent that is no reply.
     fn checked(mut self) -> Result<Self, String> {
-        // These have no body (RFC 9110, sections 15.3.5 and 15.4.5), and over HTTP/2 one would go out.
+        // These have no body (RFC 9110, sections 15.3.5 and 15.4.5), whatever length is told.
         if matches!(
             self.response.status(),
             StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED

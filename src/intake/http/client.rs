@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// How long clients have.
 #[derive(Clone, Copy)]
@@ -60,27 +60,25 @@ impl Client {
     /// What the client was waited for in vain.
     pub(super) async fn wait_for<C: Future>(&self, connection: C, patience: Patience) -> Result<C::Output, Awaited> {
         let mut connection = pin!(connection);
-        let mut timer = None;
-        let mut timed = None;
+        let mut waiting: Option<(Awaited, Pin<Box<Sleep>>)> = None;
         std::future::poll_fn(|cx| {
             if let Poll::Ready(output) = connection.as_mut().poll(cx) {
                 return Poll::Ready(Ok(output));
             }
-            let awaited = self.awaited();
-            let Some(what) = awaited else {
-                (timed, timer) = (None, None);
+            let Some(awaited) = self.awaited() else {
+                waiting = None;
                 return Poll::Pending;
             };
-            let limit = match what {
+            let limit = match awaited {
                 Awaited::Request => patience.head,
                 Awaited::Taking(_) => patience.reply,
             };
-            let timer = timer.get_or_insert_with(|| Box::pin(sleep(limit)));
-            if timed != awaited {
-                timed = awaited;
+            let (timed, timer) = waiting.get_or_insert_with(|| (awaited, Box::pin(sleep(limit))));
+            if *timed != awaited {
+                *timed = awaited;
                 timer.as_mut().reset(Instant::now() + limit);
             }
-            timer.as_mut().poll(cx).map(|()| Err(what))
+            timer.as_mut().poll(cx).map(|()| Err(awaited))
         })
         .await
     }

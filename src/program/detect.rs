@@ -128,9 +128,21 @@ pub fn find(source: &Path, hint: &Hint) -> Result<Component, ProgramError> {
         (Some(entrypoint), None) => finder.named(entrypoint),
         // `polyinit serve main.py --entrypoint app` names the object in the file.
         (Some(entrypoint), Some(file)) if FileKind::of_bytes(b"", &file) == FileKind::Python => {
-            let attribute = entrypoint.rsplit(':').next().unwrap_or(entrypoint);
+            let module = module_of(&file);
+            let (named, attribute) = match entrypoint.rsplit_once(':') {
+                Some((named, attribute)) => (Some(named), attribute),
+                None => (None, entrypoint.as_str()),
+            };
+            // What a host calls the module of a program that is one file need not be what the file is called.
+            if hint.interface.is_none() && named.is_some_and(|named| named != module) {
+                return Err(ProgramError::Misspelt {
+                    entrypoint: entrypoint.clone(),
+                    meant: format!("{module}:{attribute}"),
+                    root,
+                });
+            }
             let why = format!("{} is a Python file", file.display());
-            finder.python(&module_of(&file), Some(attribute.to_owned()), why)
+            finder.python(&module, Some(attribute.to_owned()), why)
         }
         (_, Some(file)) => finder.file(&file),
         (None, None) => finder.guess(),
@@ -505,6 +517,33 @@ mod tests {
         );
         let error = named("nothere:app").unwrap_err();
         assert!(error.contains("nothere:app") && error.contains("main.py"), "{error}");
+    }
+
+    #[test]
+    fn an_entrypoint_in_another_file_than_the_one_that_is_named_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let main = root.path().join("main.py");
+        std::fs::write(&main, "").unwrap();
+        let find = |entrypoint: &str, interface| {
+            let entrypoint = Some(entrypoint.to_owned());
+            let hint = Hint {
+                entrypoint,
+                interface,
+                ..Hint::default()
+            };
+            let component = find(&main, &hint).map_err(|error| error.to_string())?;
+            match component.entrypoint {
+                Entrypoint::Module { module, attribute } => Ok((module, attribute.unwrap_or_default())),
+                Entrypoint::File(file) => Err(file.display().to_string()),
+            }
+        };
+        let shop = Ok(("main".to_owned(), "shop".to_owned()));
+        assert_eq!(find("shop", None), shop);
+        assert_eq!(find("main:shop", None), shop);
+        let refused = find("other:shop", None).unwrap_err();
+        assert!(refused.ends_with("did you mean `main:shop`?"), "{refused}");
+        // A host that sends one file has named it itself.
+        assert_eq!(find("other:shop", Some(Interface::Asgi)), shop);
     }
 
     #[test]

@@ -183,3 +183,19 @@ async fn a_request_takes_no_longer_than_its_guest_says() {
     }
     app.stop();
 }
+
+/// Wasmtime keeps the options of each request as long as the instance that made it.
+#[tokio::test]
+async fn an_instance_makes_way_before_it_has_no_room_left() {
+    let mirror = mirror().await;
+    let app = Served::start(
+        built("rust-outgoing.wasm"),
+        &["--allow-host", &format!("http://{mirror}"), "--reuse", "1000000"],
+    );
+    // More than the 2,048 resources that an instance may hold.
+    for number in 0..2100 {
+        let response = app.ask("/send", &[("x-authority", &mirror), ("x-path", "/")]).await;
+        assert_eq!(response.text(), "200 GET / 0", "{number}");
+    }
+    app.stop();
+}

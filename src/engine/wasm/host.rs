@@ -140,6 +140,12 @@ impl ComponentHost {
         self.hooks.begin(context);
     }
 
+    /// Whether so many resources are left from earlier events that the next may not find room for its own. Some stay though
+    /// the guest did its part: Wasmtime's `outgoing-handler.handle` keeps the options that it is given.
+    pub(super) fn is_crowded(&mut self) -> bool {
+        self.table.iter_mut().count() > RESOURCES / 2
+    }
+
     /// For another event beside those that there are.
     pub(super) fn share(&mut self) {
         self.hooks.share();

@@ -11,7 +11,6 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::recorder::{Asked, Recorder, Request, now};
 use crate::engine::{Engine, Handling, Working};
-use crate::event::trace::REQUEST_ID;
 use crate::event::{Body, BodyError, Event, Input, Reply};
 
 /// Has everything that `engine` does for `component` recorded.
@@ -76,11 +75,7 @@ impl Engine for Observed {
 impl Observed {
     fn record(&self, event: &Event) -> Record {
         let asked = match &event.input {
-            Input::Http(request) => Asked::Http {
-                method: request.method().clone(),
-                path: request.uri().path_and_query().cloned(),
-                request_id: request.headers().get(REQUEST_ID).cloned(),
-            },
+            Input::Http(request) => Asked::http(request),
             Input::Message(message) => Asked::Message {
                 bytes: message.body.len(),
             },
@@ -88,7 +83,7 @@ impl Observed {
         Record {
             recorder: self.recorder.clone(),
             began: Instant::now(),
-            told: Request {
+            told: Some(Request {
                 id: event.context.id,
                 component: self.component.clone(),
                 time: now(),
@@ -99,7 +94,7 @@ impl Observed {
                 status: None,
                 bytes: 0,
                 error: None,
-            },
+            }),
         }
     }
 }
@@ -108,28 +103,37 @@ impl Observed {
 struct Record {
     recorder: Arc<Recorder>,
     began: Instant,
-    told: Request,
+    /// Taken when it is told.
+    told: Option<Request>,
 }
 
 impl Record {
     fn head(&mut self, status: StatusCode) {
-        self.told.head = Some(self.began.elapsed());
-        self.told.status = Some(status.as_u16());
+        if let Some(told) = &mut self.told {
+            told.head = Some(self.began.elapsed());
+            told.status = Some(status.as_u16());
+        }
     }
 
     fn sent(&mut self, bytes: usize) {
-        self.told.bytes += bytes as u64;
+        if let Some(told) = &mut self.told {
+            told.bytes += bytes as u64;
+        }
     }
 
     fn failed(&mut self, error: String) {
-        self.told.error = Some(error);
+        if let Some(told) = &mut self.told {
+            told.error = Some(error);
+        }
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.told.whole = self.began.elapsed();
-        self.recorder.request(self.told.clone());
+        if let Some(mut told) = self.told.take() {
+            told.whole = self.began.elapsed();
+            self.recorder.request(told);
+        }
     }
 }
 

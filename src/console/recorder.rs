@@ -1,15 +1,16 @@
 //! What has happened lately, and what happens now, for those who look: each thing as one line of JSON.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Method};
+use http::Method;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-use crate::event::EventId;
+use crate::event::trace::REQUEST_ID;
+use crate::event::{Body, EventId};
 use crate::report::log::Entry;
 use crate::report::milliseconds;
 
@@ -20,7 +21,7 @@ const LINES: usize = 500;
 /// What a client may be behind by before it misses something.
 const BEHIND: usize = 1024;
 
-/// The longest line that is remembered, in bytes.
+/// The longest line that is remembered, and the longest path, in bytes.
 const LINE_LIMIT: usize = 2000;
 
 /// What has happened lately, and who is told of what happens now.
@@ -48,7 +49,7 @@ impl Recorder {
     /// An event that has come to its end.
     pub fn request(&self, request: Request) {
         self.tell(|| json!({ "request": request.to_json() }));
-        let mut recent = self.recent();
+        let mut recent = self.recent.lock();
         recent.requests.push_back(request);
         if recent.requests.len() > REQUESTS {
             recent.requests.pop_front();
@@ -57,16 +58,15 @@ impl Recorder {
 
     /// A line of the log.
     pub fn log(&self, entry: &Entry<'_>) {
-        let end = entry.message.floor_char_boundary(LINE_LIMIT);
         let line = json!({
             "time": now(),
             "component": entry.component,
             "event": entry.event,
             "level": entry.level.as_str(),
-            "message": entry.message[..end],
+            "message": shortened(entry.message),
         });
         self.tell(|| json!({ "log": line }));
-        let mut recent = self.recent();
+        let mut recent = self.recent.lock();
         recent.lines.push_back(line);
         if recent.lines.len() > LINES {
             recent.lines.pop_front();
@@ -75,13 +75,13 @@ impl Recorder {
 
     /// The requests of late, the oldest first.
     pub fn requests(&self) -> Vec<Value> {
-        let requests = self.recent().requests.clone();
+        let requests = self.recent.lock().requests.clone();
         requests.iter().map(Request::to_json).collect()
     }
 
     /// The lines of late, the oldest first.
     pub fn lines(&self) -> Vec<Value> {
-        self.recent().lines.iter().cloned().collect()
+        self.recent.lock().lines.iter().cloned().collect()
     }
 
     /// What happens from now on.
@@ -95,14 +95,9 @@ impl Recorder {
             let _ = self.told.send(what().to_string().into());
         }
     }
-
-    fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// What is remembered of an event. Nothing in it is a copy, and it becomes text when somebody looks: most of the time
-/// nobody does.
+/// What is remembered of an event. It becomes text when somebody looks: most of the time nobody does.
 #[derive(Clone)]
 pub struct Request {
     pub id: EventId,
@@ -127,11 +122,29 @@ pub struct Request {
 pub enum Asked {
     Http {
         method: Method,
-        path: Option<PathAndQuery>,
-        request_id: Option<HeaderValue>,
+        path: Box<str>,
+        request_id: Option<Box<str>>,
     },
     /// A network message of so many bytes.
     Message { bytes: usize },
+}
+
+impl Asked {
+    /// Copies what it remembers: a piece of the request would keep the whole of what its connection reads into, which then
+    /// has to be allocated anew for each request.
+    pub fn http(request: &http::Request<Body>) -> Self {
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+        Self::Http {
+            method: request.method().clone(),
+            path: shortened(path).into(),
+            request_id: request_id.map(|id| shortened(id).into()),
+        }
+    }
+}
+
+fn shortened(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LINE_LIMIT)]
 }
 
 impl Request {
@@ -151,8 +164,8 @@ impl Request {
                 request_id,
             } => {
                 told["method"] = method.as_str().into();
-                told["path"] = path.as_ref().map_or("/", |path| path.as_str()).into();
-                told["request_id"] = request_id.as_ref().and_then(|id| id.to_str().ok()).into();
+                told["path"] = (&**path).into();
+                told["request_id"] = request_id.as_deref().into();
             }
             Asked::Message { bytes } => {
                 told["method"] = "message".into();

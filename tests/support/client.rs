@@ -81,15 +81,21 @@ pub async fn get_h2(address: &str, path: &str) -> Response {
 
 /// A request without a body, over HTTP/2.
 pub async fn ask_h2(address: &str, method: http::Method, path: &str, headers: &[(&str, &str)]) -> Response {
+    let request = http::Request::builder().method(method).uri(path);
+    let request = headers
+        .iter()
+        .fold(request, |request, (name, value)| request.header(*name, *value));
+    send_h2(address, request.body(Full::new(Bytes::new())).unwrap()).await
+}
+
+/// Any request, over HTTP/2.
+pub async fn send_h2<B>(address: &str, mut request: http::Request<B>) -> Response
+where
+    B: http_body::Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>, Data: Send> + Send + Unpin + 'static,
+{
     let exchange = async {
         let stream = TcpStream::connect(address).await.unwrap();
-        let mut request = http::Request::builder()
-            .method(method)
-            .uri(format!("http://{address}{path}"));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(Full::new(Bytes::new())).unwrap();
+        *request.uri_mut() = format!("http://{address}{}", request.uri()).parse().unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
                 .await

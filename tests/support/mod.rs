@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use browser::Browser;
-pub use client::{Response, ask_h2, get, get_h2, request};
+pub use client::{Response, ask_h2, get, get_h2, request, send_h2};
 pub use process::{Running, leftovers};
 
 /// How long anything that a test waits for may take: much longer than it does, even on a busy machine.

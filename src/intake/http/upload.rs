@@ -1,14 +1,15 @@
-//! The body of a request over HTTP/1.1. What nobody reads any more, since the reply did not depend on it, is read and thrown
-//! away for a while: a connection that is closed with something unread in it is reset, and with it goes the reply that says
-//! why (RFC 9112, section 9.6). Most clients read that only once they have sent all.
+//! The body of a request. What nobody reads any more, since the reply did not depend on it, is read and thrown away for a
+//! while: a connection that is closed with something unread in it is reset, and with it goes the reply that says why (RFC
+//! 9112, section 9.6). Most clients read that only once they have sent all. Over HTTP/2 it is the stream that is reset, with
+//! `NO_ERROR` (RFC 9113, section 8.1), which some clients take for an error all the same.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Request;
 use http::header::EXPECT;
-use http::{Request, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -27,8 +28,7 @@ struct Upload {
 
 /// The request with such a body, where it has one.
 pub fn take(request: Request<Incoming>) -> Request<Body> {
-    // Over HTTP/2 one stream can end without the others.
-    if request.body().is_end_stream() || request.version() == Version::HTTP_2 {
+    if request.body().is_end_stream() {
         return request.map(Body::stream);
     }
     let comes = !request.headers().contains_key(EXPECT);

@@ -1,13 +1,19 @@
 //! What a manifest's `[http]` asks for around requests.
 
+use std::convert::Infallible;
 use std::io::{Read, Write};
 
 use ::http::{Method, Request};
 use ::polyinit::wire::{ConfigurationAnswer, EventAnswer, Scope};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tokio::sync::oneshot;
 
 use crate::host::{Guest, configuration_for, http_scope};
 use crate::manifest::polyinit;
-use crate::support::{Served, ask_h2, folder_with, request};
+use crate::support::{PATIENCE, Served, ask_h2, folder_with, request, send_h2};
 
 const APP: &str = "\
 import asyncio
@@ -171,7 +177,8 @@ async fn pages_of_other_origins() {
 
 #[tokio::test]
 async fn who_asks_too_often_has_to_wait() {
-    let (_folder, app) = app("rate_limit = { requests = 2, seconds = 3600 }\nrequest_id = true", &[]);
+    let http = "rate_limit = { requests = 2, seconds = 3600 }\nrequest_id = true\ncors = { origins = [\"*\"] }";
+    let (_folder, app) = app(http, &[]);
     assert_eq!(app.get("/").await.status, 200);
     assert_eq!(app.get("/").await.status, 200);
     let refused = app.get("/").await;
@@ -179,6 +186,8 @@ async fn who_asks_too_often_has_to_wait() {
     let wait: u32 = String::from_utf8_lossy(refused.all("retry-after")[0]).parse().unwrap();
     assert!((1700..=1800).contains(&wait), "{wait}");
     assert_eq!(refused.all("x-request-id").len(), 1);
+    // A page that may not read the reply would not know why it has none.
+    assert_eq!(refused.all("access-control-allow-origin"), [b"*"]);
     app.stop();
 }
 
@@ -339,5 +348,27 @@ async fn what_has_no_body_has_none() {
             assert_eq!((none.status.to_string().as_str(), none.text().as_str()), (status, ""));
         }
     }
+    app.stop();
+}
+
+/// Clients that take the end of a stream for an error (curl 7.88, Node 20) would lose the reply.
+#[tokio::test]
+async fn an_upload_that_nobody_wants_may_be_sent_to_its_end() {
+    let folder = folder_with("index.html", "hello");
+    let app = Served::start(folder.path(), &[]);
+    // More than the windows of a stream and of its connection have room for.
+    let pieces = stream::iter(0..64).map(|_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[0; 64 << 10]))));
+    let (sends_last, last) = oneshot::channel();
+    let end = stream::once(async move {
+        let _ = sends_last.send(());
+        Ok(Frame::data(Bytes::new()))
+    });
+    let body = StreamBody::new(Box::pin(pieces.chain(end)));
+    let upload = Request::post("/").body(body).unwrap();
+    assert_eq!(send_h2(&app.address, upload).await.status, 405);
+    tokio::time::timeout(PATIENCE, last)
+        .await
+        .unwrap()
+        .expect("all of it is sent");
     app.stop();
 }

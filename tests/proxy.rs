@@ -281,10 +281,16 @@ async fn the_host_is_that_of_the_target() {
 
 /// Whom it is for would be another one for each who reads it (RFC 9112, section 3.2).
 #[tokio::test]
-async fn a_request_with_two_hosts_is_none() {
+async fn a_request_with_two_hosts_or_none_is_refused() {
     let raw = Raw::start("def serve(client, head, rest):\n    reply(client, head)");
-    let request = "GET / HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n\r\n";
-    let said = raw.exchange(request, |said| said.contains("\r\n\r\n")).await;
-    assert!(said.starts_with("HTTP/1.1 400 "), "{said}");
+    for hosts in ["Host: a.example\r\nHost: b.example\r\n", ""] {
+        let request = format!("GET / HTTP/1.1\r\n{hosts}\r\n");
+        let said = raw.exchange(&request, |said| said.contains("\r\n\r\n")).await;
+        assert!(said.starts_with("HTTP/1.1 400 "), "{said}");
+    }
+    let old = raw
+        .exchange("GET / HTTP/1.0\r\n\r\n", |said| said.contains("GET / "))
+        .await;
+    assert!(old.starts_with("HTTP/1.0 200 "), "{old}");
     raw.app.stop();
 }

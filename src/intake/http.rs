@@ -192,7 +192,7 @@ async fn answer(
 /// 8.3.1): whoever reads the one reads the other.
 ///
 /// # Errors
-/// There are several.
+/// There are several, or none over HTTP/1.1 (RFC 9112, section 3.2).
 fn name_host(request: &mut Request<Body>) -> Result<(), Failure> {
     let authority = request
         .uri()
@@ -200,14 +200,17 @@ fn name_host(request: &mut Request<Body>) -> Result<(), Failure> {
         .filter(|_| request.method() != Method::CONNECT);
     // Without a user and a password, which belong to nobody else (RFC 9110, section 4.2.4).
     let named = authority.and_then(|authority| HeaderValue::try_from(authority.as_str().rsplit('@').next()?).ok());
+    let version = request.version();
     let headers = request.headers_mut();
     if let Some(named) = named {
         headers.insert(HOST, named);
     }
-    match headers.get_all(HOST).iter().nth(1) {
-        None => Ok(()),
-        Some(_) => Err(Failure::new(FailureKind::BadEvent, "the request names several hosts")),
-    }
+    let wrong = match headers.get_all(HOST).iter().count() {
+        0 if version == Version::HTTP_11 => "the request names no host, which HTTP/1.1 asks for",
+        0 | 1 => return Ok(()),
+        _ => "the request names several hosts",
+    };
+    Err(Failure::new(FailureKind::BadEvent, wrong))
 }
 
 /// The reply to a request by `method` without the body that replies of its kind don't have (RFC 9110, section 6.4.1), and

@@ -2,7 +2,7 @@
 //! for nothing has no [`Middleware`], and its requests go by it without a branch more than that.
 //!
 //! ```text
-//! request -> id -> rate limit -> CORS -> compression -> body limit -> time limit -> router
+//! request -> id -> CORS -> rate limit -> compression -> body limit -> time limit -> router
 //! ```
 
 mod around;
@@ -84,20 +84,21 @@ impl Middleware {
             .zip(client)
             .map(|(rate, client)| rate.admit(client, Instant::now()));
         let compression = self.compression.as_ref().filter(|_| client.is_some());
-        let mut response = match admitted {
+        let admit = async |request| match admitted {
             Some(Err(wait)) => self.too_many(wait),
-            _ => self.shared(request, compression, next).await,
+            _ => self.compressed(request, compression, next).await,
         };
+        let mut response = self.shared(request, admit).await;
         if let Some(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         response
     }
 
+    /// With the headers that let pages of other origins read the response, whatever it is; preflights are answered here.
     async fn shared<F>(
         &self,
         mut request: Request<Body>,
-        compression: Option<&CompressionLayer>,
         next: impl FnOnce(Request<Body>) -> F + Send,
     ) -> Response<Body>
     where
@@ -118,7 +119,7 @@ impl Middleware {
             let next = next.take();
             async move {
                 Ok::<_, Infallible>(match next {
-                    Some(next) => self.compressed(request, compression, next).await,
+                    Some(next) => next(request).await,
                     None => Response::new(Body::empty()),
                 })
             }

@@ -1,11 +1,12 @@
 //! The program that runs now, where another may take its place: for `serve --watch`. Between the intake and the router.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::RwLock;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -43,7 +44,7 @@ impl Live {
     }
 
     fn replace(&self, state: State) -> State {
-        std::mem::replace(&mut *self.state.write().unwrap_or_else(PoisonError::into_inner), state)
+        std::mem::replace(&mut *self.state.write(), state)
     }
 
     /// Gives an event to the program, or says why there is none. `give` is a method of the router.
@@ -95,7 +96,7 @@ impl State {
 }
 
 fn now(state: &RwLock<State>) -> State {
-    state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    state.read().clone()
 }
 
 /// The reply with `token` for as long as its body is under way.

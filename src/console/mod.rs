@@ -13,13 +13,14 @@ mod memory;
 mod observed;
 mod recorder;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::StreamBody;
+use parking_lot::RwLock;
 use serde_json::json;
 
 use crate::engine::Handling;
@@ -77,7 +78,7 @@ impl Console {
             component: component.clone(),
             found: engine.describe(),
         };
-        let mut components = self.components.write().unwrap_or_else(PoisonError::into_inner);
+        let mut components = self.components.write();
         components.retain(|other| other.component.name != component.name);
         components.push(described);
         components.sort_by(|a, b| a.component.name.cmp(&b.component.name));
@@ -151,7 +152,7 @@ impl Console {
     /// Everything that the page shows at first.
     fn state(&self) -> serde_json::Value {
         let processes = crate::engine::process::living();
-        let components = self.components.read().unwrap_or_else(PoisonError::into_inner);
+        let components = self.components.read();
         let routes = router::routes_of(components.iter().map(|described| &described.component));
         let describe = |(place, Described { component, found }): (usize, &Described)| {
             let routes: Vec<String> = routes

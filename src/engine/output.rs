@@ -7,9 +7,10 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 
@@ -53,9 +54,9 @@ where
 impl Tail {
     /// What the program last wrote to stderr, or to stdout if it wrote nothing there; empty if it was silent.
     pub fn text(&self) -> String {
-        let stderr = lock(&self.stderr).text();
+        let stderr = self.stderr.lock().text();
         if stderr.is_empty() {
-            lock(&self.stdout).text()
+            self.stdout.lock().text()
         } else {
             stderr
         }
@@ -83,7 +84,7 @@ fn forward(
         read_lines(pipe, |line| {
             let (event, line) = split_event(line);
             tracing::info!(target: "program", component, event, stream, "{line}");
-            lock(&lines).push(line);
+            lines.lock().push(line);
         })
         .await;
         open.send_modify(|open| *open -= 1);
@@ -167,11 +168,6 @@ impl Lines {
     fn text(&self) -> String {
         self.lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
-}
-
-/// A panic while the lock was held leaves whole lines behind, which are good enough for a message.
-fn lock(lines: &Mutex<Lines>) -> std::sync::MutexGuard<'_, Lines> {
-    lines.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

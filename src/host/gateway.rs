@@ -6,12 +6,13 @@
 
 use std::io::Cursor;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, VARY};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 
 use super::link::{Error as LinkError, Link};
@@ -52,7 +53,7 @@ impl Output {
     }
 
     fn put(&self, zip: Bytes) {
-        let folder = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = self.0.lock();
         match archive::unzip(Cursor::new(zip), &folder) {
             Ok(()) => tracing::info!("what the program has left in /data is in {}", folder.display()),
             Err(error) => tracing::warn!("what the program has left in /data can't be unpacked: {error}"),

@@ -5,9 +5,10 @@ use std::fs::{self, File};
 use std::io::{self, Cursor};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use walkdir::WalkDir;
 use zip::write::SimpleFileOptions;
 
@@ -42,7 +43,7 @@ impl Data {
         if !input.is_empty() {
             archive::unzip(Cursor::new(input), &self.folder).map_err(|error| format!("input_data: {error}"))?;
         }
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = list(&self.folder);
+        *self.known.lock() = list(&self.folder);
         Ok(())
     }
 
@@ -54,7 +55,7 @@ impl Data {
         }
         let (folder, known) = (self.folder.clone(), self.known.clone());
         let zip = tokio::task::spawn_blocking(move || {
-            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = known.lock();
             let now = list(&folder);
             if now == *known {
                 return Ok(Vec::new());

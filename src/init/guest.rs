@@ -3,10 +3,11 @@
 use std::io::Cursor;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::data::Data;
 use super::image_environment;
@@ -92,10 +93,6 @@ impl Guest {
     /// What the program asks for around requests, once there is one.
     pub fn around(&self) -> Around {
         self.around.clone()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn set_up(&self, configuration: Configuration) -> Result<Arc<Router>, PlaceError> {
@@ -250,14 +247,14 @@ fn write_plain(root: &Path, code: &[u8], entrypoint: &str, executable: bool) -> 
 impl aleph::Guest for Guest {
     async fn configure(&self, configuration: Configuration) -> ConfigurationAnswer {
         {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             if !matches!(*state, State::Unconfigured) {
                 return failure("this machine has its configuration already", None);
             }
             *state = State::Configuring;
         }
         let outcome = self.set_up(configuration).await;
-        let mut state = self.state();
+        let mut state = self.state.lock();
         match outcome {
             Ok(router) => {
                 *state = State::Running(router);
@@ -277,7 +274,7 @@ impl aleph::Guest for Guest {
 
     async fn handle(&self, event: Event) -> Result<Reply, Failure> {
         let unavailable = |why: &str| Err(Failure::new(FailureKind::Unavailable, why));
-        let router = match &*self.state() {
+        let router = match &*self.state.lock() {
             State::Running(router) => router.clone(),
             State::Unconfigured => return unavailable("this machine has no configuration yet, so no program"),
             State::Configuring => return unavailable("the program is still being started"),
@@ -292,7 +289,7 @@ impl aleph::Guest for Guest {
 
     fn close(&self) {
         self.closed.get_or_init(Instant::now);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         *state = match std::mem::replace(&mut *state, State::Halted(None)) {
             State::Running(router) => State::Halted(Some(router)),
             // A host may say it twice, or a signal may come as well: each waits until all has ended.
@@ -302,7 +299,7 @@ impl aleph::Guest for Guest {
     }
 
     async fn halt(&self) {
-        let router = match &*self.state() {
+        let router = match &*self.state.lock() {
             State::Halted(router) => router.clone(),
             _ => None,
         };

@@ -2,9 +2,10 @@
 //! What ends is started again, with a growing pause.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -36,18 +37,14 @@ impl Services {
             grace,
         };
         let end = self.0.end.clone();
-        self.lock().spawn(service.run(end));
+        self.0.running.lock().spawn(service.run(end));
     }
 
     /// Ends all, and returns when nothing of them is left.
     pub async fn stop(&self) {
         self.0.end.cancel();
-        let mut running = std::mem::take(&mut *self.lock());
+        let mut running = std::mem::take(&mut *self.0.running.lock());
         while running.join_next().await.is_some() {}
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
-        self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

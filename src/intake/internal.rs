@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -21,6 +21,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -179,7 +180,7 @@ impl Calls {
             Some(chain) => chain,
             None => trace::request_id(request.headers_mut(), context.id).as_bytes().into(),
         };
-        let mut chains = self.chains();
+        let mut chains = self.chains.lock();
         let loops = |message| Err(Failure::new(FailureKind::Loop, message));
         if chains.len() >= CALLS && !chains.contains_key(&chain) {
             return loops(format!(
@@ -200,10 +201,6 @@ impl Calls {
             depth: (*count).min(DEPTH - 1),
         })
     }
-
-    fn chains(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, u8>> {
-        self.chains.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A call that is under way.
@@ -215,7 +212,7 @@ struct Call<'a> {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        let mut chains = self.calls.chains();
+        let mut chains = self.calls.chains.lock();
         if let Some(count) = chains.get_mut(&self.chain) {
             *count -= 1;
             if *count == 0 {

@@ -10,13 +10,14 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use nix::libc;
 use nix::sys::stat::fstat;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+use parking_lot::{Condvar, Mutex};
 
 use super::power::is_machines_init;
 
@@ -135,20 +136,16 @@ impl Bounded {
 
     /// Waits until everything is written, `patience` at most. True if it is.
     pub fn drain(&self, patience: Duration) -> bool {
-        let backlog = self.shared.lock();
-        let (guard, timeout) = self
-            .shared
-            .changed
-            .wait_timeout_while(backlog, patience, |backlog| !backlog.is_done())
-            .unwrap_or_else(PoisonError::into_inner);
-        drop(guard);
-        !timeout.timed_out()
+        let mut backlog = self.shared.backlog.lock();
+        let waits = |backlog: &mut Backlog| !backlog.is_done();
+        let waited = self.shared.changed.wait_while_for(&mut backlog, waits, patience);
+        !waited.timed_out()
     }
 }
 
 impl Write for Bounded {
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        let mut backlog = self.shared.lock();
+        let mut backlog = self.shared.backlog.lock();
         if backlog.bytes.len() + record.len() > self.shared.limit {
             backlog.left_out += 1;
         } else {
@@ -172,17 +169,11 @@ impl Backlog {
 }
 
 impl Shared {
-    /// A panic elsewhere leaves the bytes as good as they were.
-    fn lock(&self) -> MutexGuard<'_, Backlog> {
-        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn pass_on(&self, mut sink: impl Write) {
         loop {
-            let mut backlog = self
-                .changed
-                .wait_while(self.lock(), |backlog| backlog.bytes.is_empty() && backlog.left_out == 0)
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut backlog = self.backlog.lock();
+            let is_empty = |backlog: &mut Backlog| backlog.bytes.is_empty() && backlog.left_out == 0;
+            self.changed.wait_while(&mut backlog, is_empty);
             let bytes = std::mem::take(&mut backlog.bytes);
             let left_out = std::mem::take(&mut backlog.left_out);
             backlog.writing = true;
@@ -196,7 +187,7 @@ impl Shared {
             }
             let _ = sink.flush();
 
-            self.lock().writing = false;
+            self.backlog.lock().writing = false;
             self.changed.notify_all();
         }
     }

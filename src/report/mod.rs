@@ -4,8 +4,10 @@ pub mod log;
 pub mod mistake;
 pub mod start;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 static BEGAN: OnceLock<Instant> = OnceLock::new();
 
@@ -26,7 +28,7 @@ static REACHED: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
 
 /// Remembers that a stage of the process's life has been reached.
 pub fn reached(what: &str) {
-    let mut stages = REACHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut stages = REACHED.lock();
     if stages.len() < STAGES {
         stages.push((what.to_owned(), age()));
     }
@@ -34,7 +36,7 @@ pub fn reached(what: &str) {
 
 /// The stages that were reached, and after how long.
 pub fn stages() -> Vec<(String, Duration)> {
-    REACHED.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    REACHED.lock().clone()
 }
 
 /// For scripts and the console, to a microsecond.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use super::milliseconds;
@@ -35,7 +35,7 @@ impl Start {
 
     /// Remembers it as the last one of `component`.
     pub fn note(self, component: &str) {
-        let mut starts = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut starts = STARTS.lock();
         if starts.len() < COMPONENTS || starts.contains_key(component) {
             starts.insert(component.to_owned(), self);
         }
@@ -59,7 +59,7 @@ impl fmt::Display for Start {
 
 /// The last start of each component.
 pub fn starts() -> BTreeMap<String, Start> {
-    STARTS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    STARTS.lock().clone()
 }
 
 /// The same for scripts, by component: `{"ahead": false, "parts": [["spawn", 1.234], …]}`, in milliseconds.

@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::header::EXPECT;
 use http::{Request, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
@@ -37,7 +38,7 @@ pub fn hold_back(request: Request<Body>) -> Request<Body> {
     let go_on = Arc::new(Mutex::new(Some(go_on)));
     hyper::ext::on_informational(&mut request, move |response| {
         if response.status() == StatusCode::CONTINUE
-            && let Some(go_on) = go_on.lock().unwrap_or_else(PoisonError::into_inner).take()
+            && let Some(go_on) = go_on.lock().take()
         {
             // Nobody hears it where the request is over already.
             let _ = go_on.send(());

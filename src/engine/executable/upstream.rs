@@ -7,13 +7,14 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
 
 use super::connection::Connection;
 use super::head;
@@ -243,7 +244,7 @@ impl Upstream {
     /// A connection that was used before and is still open.
     async fn reuse(&self) -> Option<Connection> {
         std::future::poll_fn(|cx| {
-            while let Some(mut connection) = self.lock().take_last() {
+            while let Some(mut connection) = self.idle.lock().take_last() {
                 if connection.poll_reusable(cx) {
                     return Poll::Ready(Some(connection));
                 }
@@ -258,7 +259,7 @@ impl Upstream {
         if self.starving.load(Ordering::Relaxed) > 0 || !connection.poll_reusable(cx) {
             return;
         }
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         if !self.persistent.load(Ordering::Relaxed)
             && let Some((oldest, since)) = idle.connections.front_mut()
             && since.elapsed() > PROOF
@@ -271,10 +272,6 @@ impl Upstream {
             idle.swept = true;
             self.runtime.spawn(sweep(Arc::downgrade(self)));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -347,7 +344,7 @@ async fn sweep(upstream: Weak<Upstream>) {
         let Some(upstream) = upstream.upgrade() else {
             return;
         };
-        let mut idle = upstream.lock();
+        let mut idle = upstream.idle.lock();
         idle.close_unused();
         if idle.connections.is_empty() {
             idle.swept = false;
@@ -362,7 +359,7 @@ struct Starving<'a>(&'a Upstream);
 impl<'a> Starving<'a> {
     fn new(upstream: &'a Upstream) -> Self {
         upstream.starving.fetch_add(1, Ordering::Relaxed);
-        upstream.lock().connections.clear();
+        upstream.idle.lock().connections.clear();
         Self(upstream)
     }
 }

@@ -1,10 +1,10 @@
 //! The programs that this process has started and is not done with: to be shown, and to be ended when it ends.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 
 use super::session::kill_session;
 
@@ -15,7 +15,7 @@ static LIVING: Mutex<Vec<(String, Pid)>> = Mutex::new(Vec::new());
 
 /// The programs that were started and are not done with: their components' names, and who leads their sessions.
 pub fn living() -> Vec<(String, Pid)> {
-    LIVING.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    LIVING.lock().clone()
 }
 
 /// Ends all programs when this process is about to end, those too that something in the background still has, and waits
@@ -45,7 +45,7 @@ pub(super) struct Listed(Pid);
 
 impl Listed {
     pub(super) fn new(component: &str, leader: Pid) -> Self {
-        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut living = LIVING.lock();
         living.push((component.to_owned(), leader));
         Self(leader)
     }
@@ -53,7 +53,7 @@ impl Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        let mut living = LIVING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut living = LIVING.lock();
         living.retain(|(_, leader)| *leader != self.0);
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::run::{End, Run, Terms};
@@ -88,12 +89,8 @@ enum Writing {
 }
 
 impl Writer {
-    fn guest(&self) -> MutexGuard<'_, Writing> {
-        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn take(&self) -> Writing {
-        std::mem::replace(&mut *self.guest(), Writing::Ended)
+        std::mem::replace(&mut *self.guest.lock(), Writing::Ended)
     }
 
     /// Ends the guest once its time is over. The guest itself sees to that where somebody asks for more of the body: one
@@ -103,7 +100,7 @@ impl Writer {
         AbortOnDropHandle::new(tokio::spawn(async move {
             let failure = end.await;
             let Some(writer) = writer.upgrade() else { return };
-            let mut guest = writer.guest();
+            let mut guest = writer.guest.lock();
             if let Writing::Run(run) = &*guest {
                 run.report(&failure);
                 let ended = std::mem::replace(&mut *guest, Writing::Failed(failure));
@@ -127,7 +124,7 @@ where
             reader: AtomicWaker::new(),
         });
         let overseer = writer.oversee(&run);
-        *writer.guest() = Writing::Run(run);
+        *writer.guest.lock() = Writing::Run(run);
         Body::stream(Self {
             pieces,
             source,
@@ -140,7 +137,7 @@ where
     /// Lets the guest work.
     fn work(&mut self, cx: &mut Context<'_>) {
         self.writer.reader.register(cx.waker());
-        let mut guest = self.writer.guest();
+        let mut guest = self.writer.guest.lock();
         let Writing::Run(run) = &mut *guest else { return };
         if let Poll::Ready(result) = Pin::new(&mut *run).poll(cx) {
             let ended = match result {
@@ -155,7 +152,7 @@ where
     }
 
     fn is_over(&self) -> bool {
-        !matches!(*self.writer.guest(), Writing::Run(_))
+        !matches!(*self.writer.guest.lock(), Writing::Run(_))
     }
 
     fn the_end(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {

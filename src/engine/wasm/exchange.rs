@@ -2,7 +2,7 @@
 //! its response becomes.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use http::header::{CONTENT_LENGTH, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Method, StatusCode};
 use http_body::{Body as HttpBody, Frame};
+use parking_lot::Mutex;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 use super::body::{Broken, Pieces, begun, finished};
@@ -28,11 +29,11 @@ pub(super) type Response = Result<http::Response<WasiBody>, String>;
 
 impl Slot {
     pub(super) fn set(&self, response: Response) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
+        *self.0.lock() = Some(response);
     }
 
     fn take(&self) -> Option<Response> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 

@@ -8,8 +8,9 @@
 //! Most of what a fresh instance costs (memory brought back to its first state, the store, the component's start) then
 //! comes after the reply, not before it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
@@ -155,7 +156,7 @@ impl<T: Template> Instances<T> {
     /// # Errors
     /// If what the guest is granted can't be had any more.
     pub(super) fn place(&self, shared: &Shared, context: &Context) -> Result<Place<T::Guest>, Failure> {
-        let ready = self.ready().pop();
+        let ready = self.ready.lock().pop();
         let mut place = match ready {
             Some(Ready { place, .. }) if place.folders == shared.grants.folders() => place,
             _ => Place::new(shared, context.id)?,
@@ -185,7 +186,7 @@ impl<T: Template> Instances<T> {
 
     /// Whether an instance stands ready.
     pub(super) fn any_ready(&self) -> bool {
-        !self.ready().is_empty()
+        !self.ready.lock().is_empty()
     }
 
     /// Events that the instance in `place` may have yet.
@@ -196,7 +197,8 @@ impl<T: Template> Instances<T> {
     /// Takes back the place of `events` that ended well.
     pub(super) fn give_back(self: &Arc<Self>, shared: &Arc<Shared>, mut place: Place<T::Guest>, events: u32) {
         place.events = place.events.saturating_add(events);
-        if place.events < self.reuse && !shared.is_stopped() {
+        let is_used_up = place.events >= self.reuse || place.store.data_mut().is_crowded();
+        if !is_used_up && !shared.is_stopped() {
             if let Some(reserved) = shared.runtime.reserve(shared.memories) {
                 self.keep(shared, place, reserved);
             }
@@ -218,7 +220,7 @@ impl<T: Template> Instances<T> {
         let (instances, shared) = (self.clone(), shared.clone());
         tokio.spawn(async move {
             drop(used);
-            if instances.ready().len() >= instances.limit || shared.is_stopped() {
+            if instances.ready.lock().len() >= instances.limit || shared.is_stopped() {
                 return;
             }
             // What goes wrong here goes wrong again for the next event, which then is told of it.
@@ -239,7 +241,7 @@ impl<T: Template> Instances<T> {
         if !shared.runtime.may_stand_ready(place.store.data().limits.held()) {
             return;
         }
-        let mut ready = self.ready();
+        let mut ready = self.ready.lock();
         if ready.len() < self.limit {
             ready.push(Ready {
                 place,
@@ -250,11 +252,7 @@ impl<T: Template> Instances<T> {
 
     /// Drops those that stand ready.
     pub(super) fn clear(&self) {
-        let ready = std::mem::take(&mut *self.ready());
+        let ready = std::mem::take(&mut *self.ready.lock());
         drop(ready);
-    }
-
-    fn ready(&self) -> MutexGuard<'_, Vec<Ready<T::Guest>>> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

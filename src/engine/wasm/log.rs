@@ -3,10 +3,11 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
@@ -47,7 +48,7 @@ impl Log {
 
     /// For another event: what comes now is its own.
     pub(super) fn begin(&self, event: EventId) {
-        let mut lines = self.lines();
+        let mut lines = self.0.lock();
         if !lines.open.is_empty() {
             lines.end_line();
         }
@@ -57,7 +58,7 @@ impl Log {
 
     /// What comes now is of none of the events that the guest has at once: nobody can tell whose it is.
     pub(super) fn share(&self) {
-        let mut lines = self.lines();
+        let mut lines = self.0.lock();
         if !lines.open.is_empty() {
             lines.end_line();
         }
@@ -66,14 +67,14 @@ impl Log {
 
     /// Logs a failure that no reply can tell of any more.
     pub(super) fn report(&self, failure: &Failure) {
-        let lines = self.lines();
+        let lines = self.0.lock();
         let traceback = failure.traceback.as_deref().unwrap_or_default();
         tracing::warn!(target: "guest", component = %lines.component, event = %lines.event, "{failure}\n{traceback}");
     }
 
     /// Logs what the guest was refused, and remembers it with what the guest itself says: it may be why it fails.
     pub(super) fn refuse(&self, what: &str) {
-        let mut lines = self.lines();
+        let mut lines = self.0.lock();
         tracing::warn!(target: "guest", component = %lines.component, event = %lines.event, "{what}");
         lines.remember(what.as_bytes());
         lines.remember(b"\n");
@@ -81,11 +82,7 @@ impl Log {
 
     /// The last lines, without the newline at the end; empty if nothing was written.
     pub(super) fn tail(&self) -> String {
-        String::from_utf8_lossy(self.lines().tail.trim_ascii_end()).into_owned()
-    }
-
-    fn lines(&self) -> MutexGuard<'_, Lines> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        String::from_utf8_lossy(self.0.lock().tail.trim_ascii_end()).into_owned()
     }
 }
 
@@ -152,7 +149,7 @@ impl IsTerminal for Log {
 
 impl OutputStream for Log {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.lines().write(&bytes);
+        self.0.lock().write(&bytes);
         Ok(())
     }
 
@@ -172,7 +169,7 @@ impl Pollable for Log {
 
 impl AsyncWrite for Log {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.lines().write(bytes);
+        self.0.lock().write(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -198,10 +195,10 @@ mod tests {
     fn the_tail_is_the_end_of_what_was_written() {
         let log = log();
         assert_eq!(log.tail(), "");
-        log.lines().write(b"first\nsecond\n");
+        log.0.lock().write(b"first\nsecond\n");
         assert_eq!(log.tail(), "first\nsecond");
-        log.lines().write(&[b'x'; 3 * TAIL_LIMIT]);
-        log.lines().write(b"\nend\n");
+        log.0.lock().write(&[b'x'; 3 * TAIL_LIMIT]);
+        log.0.lock().write(b"\nend\n");
         assert_eq!(log.tail().len(), TAIL_LIMIT - 1);
         assert!(log.tail().ends_with("x\nend"));
     }
@@ -210,10 +207,10 @@ mod tests {
     fn a_line_without_end_is_held_only_up_to_its_limit() {
         let log = log();
         for _ in 0..5 {
-            log.lines().write(&[b'x'; LINE_LIMIT - 1]);
-            assert!(log.lines().open.len() <= LINE_LIMIT);
+            log.0.lock().write(&[b'x'; LINE_LIMIT - 1]);
+            assert!(log.0.lock().open.len() <= LINE_LIMIT);
         }
-        log.lines().write(b"a\nb");
-        assert_eq!(log.lines().open, b"b");
+        log.0.lock().write(b"a\nb");
+        assert_eq!(log.0.lock().open, b"b");
     }
 }

@@ -11,12 +11,13 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 
 use super::Shared;
 use super::exchange::{Response, Slot};
@@ -64,7 +65,7 @@ impl Member {
     }
 
     fn end(&self, outcome: Result<(), Failure>) {
-        *lock(&self.outcome) = Some(outcome);
+        *self.outcome.lock() = Some(outcome);
         self.waker.wake();
     }
 }
@@ -125,25 +126,25 @@ impl<R> Control<R> {
 
     /// The next event that waits to be given to the guest.
     pub(super) fn next(&self) -> Option<Entering<R>> {
-        lock(&self.table).entering.pop_front()
+        self.table.lock().entering.pop_front()
     }
 
     /// Takes no more events, unless one came just now. True if it is closed.
     pub(super) fn close(&self) -> bool {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         table.closed = table.entering.is_empty();
         table.closed
     }
 
     /// Events that the instance has had.
     pub(super) fn events(&self) -> u32 {
-        lock(&self.table).events
+        self.table.lock().events
     }
 
     /// Tells all who have an event in the instance how it ended; before it is dropped, so that none takes the end of
     /// what it has of a reply for the end of the reply.
     pub(super) fn end(&self, outcome: &Result<(), Failure>) {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         if std::mem::replace(&mut table.ended, true) {
             return;
         }
@@ -179,7 +180,7 @@ impl<R> Control<R> {
 
     /// Whether another event would be taken, and not be kept waiting by what the guest computes.
     fn is_joinable(&self) -> bool {
-        self.takes_another(&lock(&self.table))
+        self.takes_another(&self.table.lock())
     }
 
     fn takes_another(&self, table: &Table<R>) -> bool {
@@ -191,7 +192,7 @@ impl<R> Control<R> {
     }
 
     fn enter(&self, entering: Entering<R>) -> Result<Arc<Member>, Entering<R>> {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         if !self.takes_another(&table) {
             return Err(entering);
         }
@@ -209,7 +210,7 @@ impl<R> Control<R> {
 
     /// The event is over, or given up before the guest has answered it.
     fn leave(&self, member: &Arc<Member>) {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         table.members.retain(|other| !Arc::ptr_eq(other, member));
         table.entering.retain(|other| !Arc::ptr_eq(&other.member, member));
         if !member.answered.load(Ordering::Acquire) {
@@ -223,7 +224,7 @@ impl<R> Control<R> {
     /// How an instance that is not done has to end, if it has to. One that computes on for an event that was given up
     /// keeps the others waiting until their own time is over: nobody can tell for whom it computes.
     fn must_end(&self) -> Option<Result<(), Failure>> {
-        let table = lock(&self.table);
+        let table = self.table.lock();
         if table.given_up && table.members.is_empty() {
             return Some(Ok(()));
         }
@@ -268,7 +269,7 @@ impl<R: Send + 'static> Sharing<R> {
     /// # Errors
     /// The event, if there is none.
     pub(super) fn join(&self, mut entering: Entering<R>) -> Result<Attendance<R>, Entering<R>> {
-        let mut workers = lock(&self.0);
+        let mut workers = self.0.lock();
         while let Some(worker) = workers.last() {
             entering = match worker.join(entering) {
                 Ok(member) => {
@@ -285,13 +286,13 @@ impl<R: Send + 'static> Sharing<R> {
 
     fn offer(&self, worker: &Arc<Worker<R>>) {
         if worker.control.is_joinable() && !worker.listed.swap(true, Ordering::AcqRel) {
-            lock(&self.0).push(worker.clone());
+            self.0.lock().push(worker.clone());
         }
     }
 
     fn withdraw(&self, worker: &Arc<Worker<R>>) {
         if worker.listed.swap(false, Ordering::AcqRel) {
-            lock(&self.0).retain(|other| !Arc::ptr_eq(other, worker));
+            self.0.lock().retain(|other| !Arc::ptr_eq(other, worker));
         }
     }
 }
@@ -317,7 +318,7 @@ impl<R: Send + 'static> Worker<R> {
 
     fn join(self: &Arc<Self>, entering: Entering<R>) -> Result<Arc<Member>, Entering<R>> {
         // Held while the instance computes.
-        let Ok(mut life) = self.life.try_lock() else {
+        let Some(mut life) = self.life.try_lock() else {
             return Err(entering);
         };
         if matches!(*life, Life::Ended) {
@@ -350,7 +351,7 @@ impl<R: Send + 'static> Worker<R> {
     /// Polls the instance to its end.
     async fn work(self: Arc<Self>, mut guest: Guest) {
         let mut stopped = pin!(self.shared.stop.cancelled());
-        let mut until = lock(&self.control.table).deadline;
+        let mut until = self.control.table.lock().deadline;
         let mut timer = pin!(tokio::time::sleep_until(until.into()));
         let outcome = std::future::poll_fn(|cx| {
             self.control.task.register(cx.waker());
@@ -368,7 +369,7 @@ impl<R: Send + 'static> Worker<R> {
             if let Some(outcome) = self.control.must_end() {
                 return Poll::Ready(outcome);
             }
-            let deadline = lock(&self.control.table).deadline;
+            let deadline = self.control.table.lock().deadline;
             if deadline != until {
                 until = deadline;
                 timer.as_mut().reset(until.into());
@@ -381,7 +382,7 @@ impl<R: Send + 'static> Worker<R> {
         })
         .await;
         self.control.end(&outcome);
-        *lock(&self.life) = Life::Ended;
+        *self.life.lock() = Life::Ended;
         self.sharing.withdraw(&self);
         drop(guest);
     }
@@ -411,11 +412,11 @@ pub(super) trait Attend: Future<Output = Result<(), Failure>> + Send + Unpin {
 
 impl<R: Send + 'static> Attend for Attendance<R> {
     fn let_go(&mut self) {
-        self.worker.move_out(&mut lock(&self.worker.life));
+        self.worker.move_out(&mut self.worker.life.lock());
     }
 
     fn failed(&mut self) -> Option<Failure> {
-        lock(&self.member.outcome).take()?.err()
+        self.member.outcome.lock().take()?.err()
     }
 }
 
@@ -424,7 +425,7 @@ impl<R: Send + 'static> Future for Attendance<R> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { worker, member } = &*self;
-        let mut life = lock(&worker.life);
+        let mut life = worker.life.lock();
         if let Life::Alone(guest) = &mut *life {
             let polled = worker.control.poll(guest, cx);
             if polled.is_ready() {
@@ -441,7 +442,7 @@ impl<R: Send + 'static> Future for Attendance<R> {
         }
         drop(life);
         member.waker.register(cx.waker());
-        match lock(&member.outcome).take() {
+        match member.outcome.lock().take() {
             Some(outcome) => Poll::Ready(outcome),
             None => Poll::Pending,
         }
@@ -451,7 +452,7 @@ impl<R: Send + 'static> Future for Attendance<R> {
 impl<R: Send + 'static> Drop for Attendance<R> {
     fn drop(&mut self) {
         let Self { worker, member } = self;
-        let mut life = lock(&worker.life);
+        let mut life = worker.life.lock();
         let alone = match &mut *life {
             Life::Alone(_) => Some(std::mem::replace(&mut *life, Life::Ended)),
             Life::Task | Life::Ended => None,
@@ -464,8 +465,4 @@ impl<R: Send + 'static> Drop for Attendance<R> {
             worker.control.leave(member);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

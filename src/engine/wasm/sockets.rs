@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use wasmtime::component::{Accessor, HasData, Linker, Resource};
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup as p2;
@@ -81,7 +82,7 @@ impl Sockets {
         };
         let ip = address.ip().to_canonical();
         let text = ip.to_string();
-        let known = self.known();
+        let known = self.0.known.lock();
         let looked_up = known.get(&ip).map_or(&[][..], Vec::as_slice);
         let allowed = self.0.rules.iter().enumerate().any(|(at, rule)| {
             rule.permits(scheme, address.port())
@@ -131,7 +132,7 @@ impl Sockets {
             let text = address.to_string();
             return self.0.rules.iter().any(|rule| rule.is_address() && rule.names(&text));
         }
-        let mut known = self.known();
+        let mut known = self.0.known.lock();
         if known.len() >= KNOWN && !known.contains_key(&address) {
             known.clear();
         }
@@ -154,14 +155,6 @@ impl Sockets {
 
     fn refuse(&self, what: &str, why: &str) {
         self.0.log.refuse(&format!("refused to {what}: {why}"));
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, Vec<usize>>> {
-        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn streams(&self) -> MutexGuard<'_, HashMap<u32, Vec<usize>>> {
-        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -226,7 +219,7 @@ impl p2::Host for Lookup<'_> {
     ) -> Result<Resource<p2::ResolveAddressStream>, SocketError> {
         let (sockets, rules) = self.granted(&name).ok_or(ErrorCode::AccessDenied)?;
         let stream = self.wasi.resolve_addresses(network, name)?;
-        sockets.streams().insert(stream.rep(), rules);
+        sockets.0.streams.lock().insert(stream.rep(), rules);
         Ok(stream)
     }
 }
@@ -239,7 +232,7 @@ impl p2::HostResolveAddressStream for Lookup<'_> {
         let Some(sockets) = self.sockets.clone() else {
             return Err(ErrorCode::AccessDenied.into());
         };
-        let rules = sockets.streams().get(&stream.rep()).cloned().unwrap_or_default();
+        let rules = sockets.0.streams.lock().get(&stream.rep()).cloned().unwrap_or_default();
         loop {
             let Some(address) = self.wasi.resolve_next_address(Resource::new_borrow(stream.rep()))? else {
                 return Ok(None);
@@ -256,7 +249,7 @@ impl p2::HostResolveAddressStream for Lookup<'_> {
 
     fn drop(&mut self, stream: Resource<p2::ResolveAddressStream>) -> wasmtime::Result<()> {
         if let Some(sockets) = &self.sockets {
-            sockets.streams().remove(&stream.rep());
+            sockets.0.streams.lock().remove(&stream.rep());
         }
         p2::HostResolveAddressStream::drop(&mut self.wasi, stream)
     }

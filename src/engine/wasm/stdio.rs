@@ -5,11 +5,12 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
@@ -39,10 +40,6 @@ impl Stdin {
             broken: None,
             ended: false,
         })))
-    }
-
-    fn reading(&self) -> MutexGuard<'_, Reading> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -81,7 +78,7 @@ impl IsTerminal for Stdin {
 
 impl InputStream for Stdin {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
-        let mut reading = self.reading();
+        let mut reading = self.0.lock();
         if reading.poll_ready(&mut Context::from_waker(Waker::noop())).is_pending() {
             return Ok(Bytes::new());
         }
@@ -101,13 +98,13 @@ impl InputStream for Stdin {
 #[wasmtime_wasi::async_trait]
 impl Pollable for Stdin {
     async fn ready(&mut self) {
-        std::future::poll_fn(|cx| self.reading().poll_ready(cx)).await;
+        std::future::poll_fn(|cx| self.0.lock().poll_ready(cx)).await;
     }
 }
 
 impl AsyncRead for Stdin {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut reading = self.reading();
+        let mut reading = self.0.lock();
         ready!(reading.poll_ready(cx));
         if let Some(error) = reading.broken.take() {
             return Poll::Ready(Err(io::Error::other(error)));
@@ -133,7 +130,7 @@ struct Written {
 impl Stdout {
     /// Looks at what was written and not yet taken; `read` may cut off its beginning.
     pub(super) fn inspect<T>(&self, read: impl FnOnce(&mut BytesMut) -> T) -> T {
-        let mut written = self.written();
+        let mut written = self.0.lock();
         let result = read(&mut written.buffer);
         written.wake();
         result
@@ -142,10 +139,6 @@ impl Stdout {
     /// All that was written and not yet taken.
     pub(super) fn take(&self) -> Bytes {
         self.inspect(|buffer| buffer.split().freeze())
-    }
-
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -204,7 +197,7 @@ impl IsTerminal for Stdout {
 
 impl OutputStream for Stdout {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        let mut written = self.written();
+        let mut written = self.0.lock();
         if bytes.len() > written.room() {
             return Err(StreamError::trap("wrote more to stdout than check-write allowed"));
         }
@@ -217,20 +210,20 @@ impl OutputStream for Stdout {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(self.written().room())
+        Ok(self.0.lock().room())
     }
 }
 
 #[wasmtime_wasi::async_trait]
 impl Pollable for Stdout {
     async fn ready(&mut self) {
-        std::future::poll_fn(|cx| self.written().poll_room(cx)).await;
+        std::future::poll_fn(|cx| self.0.lock().poll_room(cx)).await;
     }
 }
 
 impl AsyncWrite for Stdout {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut written = self.written();
+        let mut written = self.0.lock();
         let room = ready!(written.poll_room(cx));
         let length = room.min(bytes.len());
         written.buffer.extend_from_slice(&bytes[..length]);

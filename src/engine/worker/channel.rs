@@ -11,13 +11,14 @@ use std::convert::Infallible;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::Request;
 use http::request::Parts;
 use http_body::Frame as BodyFrame;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -183,7 +184,7 @@ impl Channel {
                             self.language.encode_request(out, &context, &head, None);
                         })?;
                         let pump = tokio::spawn(pump(self.clone(), stream, body, window)).abort_handle();
-                        match self.streams().open.get_mut(&stream) {
+                        match self.streams.lock().open.get_mut(&stream) {
                             Some(open) => open.pump = Some(pump),
                             None => pump.abort(),
                         }
@@ -234,12 +235,12 @@ impl Channel {
 
     /// Forgets an event that is over, on both sides.
     pub(super) fn forget(&self, stream: u32) {
-        self.streams().open.remove(&stream);
+        self.streams.lock().open.remove(&stream);
     }
 
     /// How many events the worker has.
     pub fn load(&self) -> usize {
-        self.streams().open.len()
+        self.streams.lock().open.len()
     }
 
     /// When the worker was last heard, in milliseconds since the channel began.
@@ -276,7 +277,7 @@ impl Channel {
     fn expire_now(&self, limit: Duration, failure: &Failure) -> Option<Instant> {
         let waiting = |stream: &Stream| matches!(stream.state, State::Waiting(_) | State::Connecting { .. });
         let late: Vec<u32> = {
-            let streams = self.streams();
+            let streams = self.streams.lock();
             let late = |stream: &Stream| waiting(stream) && stream.began.elapsed() >= limit;
             streams
                 .open
@@ -288,7 +289,7 @@ impl Channel {
         for stream in late {
             self.finish_and_cancel(stream, failure.clone());
         }
-        let streams = self.streams();
+        let streams = self.streams.lock();
         streams
             .open
             .values()
@@ -300,7 +301,7 @@ impl Channel {
     /// Ends every event that the worker still has with `failure`, as well as all that come later.
     pub fn close(&self, failure: &Failure) {
         let (open, start) = {
-            let mut streams = self.streams();
+            let mut streams = self.streams.lock();
             streams.closed.get_or_insert_with(|| failure.clone());
             (std::mem::take(&mut streams.open), streams.start.take())
         };
@@ -318,11 +319,7 @@ impl Channel {
 
     /// Why the worker is gone, once it is.
     pub fn closed(&self) -> Option<Failure> {
-        self.streams().closed.clone()
-    }
-
-    fn streams(&self) -> MutexGuard<'_, Streams> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+        self.streams.lock().closed.clone()
     }
 
     /// Opens a stream for an event, and sends the frame with which it begins.
@@ -339,7 +336,7 @@ impl Channel {
     }
 
     fn open(&self, state: State, window: Option<Arc<Semaphore>>) -> Result<u32, Failure> {
-        let mut streams = self.streams();
+        let mut streams = self.streams.lock();
         if let Some(failure) = &streams.closed {
             return Err(failure.clone());
         }
@@ -368,14 +365,14 @@ impl Channel {
 
     /// Forgets an event that nobody waits for, and tells the worker if it still has it.
     pub(super) fn cancel(&self, stream: u32) {
-        let removed = self.streams().open.remove(&stream);
+        let removed = self.streams.lock().open.remove(&stream);
         if removed.is_some() {
             self.tell_of(stream, Kind::Cancel, b"");
         }
     }
 
     pub(super) fn send(&self, write: impl FnOnce(&mut BytesMut)) {
-        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outgoing = self.outgoing.lock();
         let was_empty = outgoing.is_empty();
         write(&mut outgoing);
         if !was_empty {
@@ -405,7 +402,7 @@ impl Channel {
         while !empty {
             empty = room
                 .write(|| {
-                    let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut outgoing = self.outgoing.lock();
                     let written = self.socket.try_write(&outgoing)?;
                     outgoing.advance(written);
                     Ok(outgoing.is_empty())

@@ -2,9 +2,10 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -132,7 +133,7 @@ impl Engine for Workers {
             loop {
                 let changed = pool.changed.notified();
                 {
-                    let state = pool.state();
+                    let state = pool.state.lock();
                     if state.living == 0 && state.starting == 0 {
                         return;
                     }
@@ -196,7 +197,7 @@ impl Pool {
     }
 
     fn look(self: &Arc<Self>) -> Choice {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if self.is_stopping() {
             return Choice::Refuse(self.unavailable("it is being stopped"));
         }
@@ -245,13 +246,13 @@ impl Pool {
         let started = self.start_worker().await;
         match started {
             Ok(launched) => {
-                self.state().starting -= 1;
+                self.state.lock().starting -= 1;
                 self.adopt(launched.interpreter);
             }
             Err(error) => {
                 tracing::warn!("{}: one more worker could not be started: {error}", self.component.name);
                 let alone = {
-                    let mut state = self.state();
+                    let mut state = self.state.lock();
                     state.fail(Duration::ZERO, self.down(&error));
                     let alone = state.workers.is_empty() && state.starting == 1 && !self.is_stopping();
                     if !alone {
@@ -269,9 +270,9 @@ impl Pool {
 
     /// Starts a worker in the place of one that has had its share of events, which then ends.
     async fn replace(self: Arc<Self>, old: Arc<Worker>) {
-        self.state().starting += 1;
+        self.state.lock().starting += 1;
         let started = self.start_worker().await;
-        self.state().starting -= 1;
+        self.state.lock().starting -= 1;
         match started {
             Ok(launched) => {
                 self.clone().adopt(launched.interpreter);
@@ -310,7 +311,7 @@ impl Pool {
             told_to_stop: Once::new(),
         });
         {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.down = None;
             state.living += 1;
             state.workers.push(worker.clone());
@@ -330,7 +331,7 @@ impl Pool {
             () = worker.replaced.cancelled() => End::Replaced,
         };
         // From here on it gets no more events.
-        self.state().workers.retain(|other| !Arc::ptr_eq(other, &worker));
+        self.state.lock().workers.retain(|other| !Arc::ptr_eq(other, &worker));
         match end {
             End::Failed(_) => {}
             End::Stopped => self.end(&worker, &mut process, self.stop_deadline()).await,
@@ -356,7 +357,7 @@ impl Pool {
                 tracing::warn!("{component}: the {language} worker {how} ({reason})");
                 let mut why = self.unavailable(&format!("the {language} worker {how}"));
                 why.traceback.clone_from(&failure.traceback);
-                let mut state = self.state();
+                let mut state = self.state.lock();
                 state.fail(born.elapsed(), Down { why, at_start: false });
                 let alone = state.workers.is_empty() && state.starting == 0 && !self.is_stopping();
                 state.starting += usize::from(alone);
@@ -369,7 +370,7 @@ impl Pool {
             End::Stopped => false,
         };
         worker.channel.close(&failure);
-        self.state().living -= 1;
+        self.state.lock().living -= 1;
         self.changed.notify_waiters();
         if alone {
             self.revive().await;
@@ -379,26 +380,26 @@ impl Pool {
     /// Tries to start a worker until that succeeds. The caller has counted it in `starting` already.
     async fn revive(self: Arc<Self>) {
         while !self.is_stopping() {
-            let wait = self.state().wait();
+            let wait = self.state.lock().wait();
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.stop_asked() => break,
             }
             match self.start_worker().await {
                 Ok(launched) => {
-                    self.state().starting -= 1;
+                    self.state.lock().starting -= 1;
                     return self.adopt(launched.interpreter);
                 }
                 Err(_) if self.is_stopping() => break,
                 Err(error) => {
                     tracing::error!("{error}");
                     let down = self.down(&error);
-                    self.state().fail(Duration::ZERO, down);
+                    self.state.lock().fail(Duration::ZERO, down);
                     self.changed.notify_waiters();
                 }
             }
         }
-        self.state().starting -= 1;
+        self.state.lock().starting -= 1;
         self.changed.notify_waiters();
     }
 
@@ -482,10 +483,6 @@ impl Pool {
 
     fn unavailable(&self, why: &str) -> Failure {
         Failure::new(FailureKind::Unavailable, format!("{}: {why}", self.component.name))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

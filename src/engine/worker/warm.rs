@@ -5,8 +5,10 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::Language;
 use super::channel::{Channel, FirstWord};
@@ -38,7 +40,7 @@ impl Warm {
         let warm = self.clone();
         tokio::spawn(async move {
             match Interpreter::start(&language, language.name(), environment, Confinement::default()).await {
-                Ok(interpreter) => drop(warm.lock().insert(language.name(), interpreter)),
+                Ok(interpreter) => drop(warm.0.lock().insert(language.name(), interpreter)),
                 Err(error) => tracing::debug!("no warm {} worker: {error}", language.name()),
             }
         });
@@ -46,24 +48,21 @@ impl Warm {
 
     /// The warm interpreter of that language, if there is one that still lives.
     pub fn take(&self, language: &dyn Language) -> Option<Interpreter> {
-        self.lock()
+        self.0
+            .lock()
             .remove(language.name())
             .filter(|warm| warm.channel.closed().is_none())
     }
 
     /// Ends the interpreters that nobody took.
     pub fn clear(&self) {
-        self.lock().clear();
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<&'static str, Interpreter>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().clear();
     }
 }
 
 impl std::fmt::Debug for Warm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.lock().keys()).finish()
+        f.debug_set().entries(self.0.lock().keys()).finish()
     }
 }
 

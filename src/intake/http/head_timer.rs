@@ -4,11 +4,12 @@
 //! take it out again is a lock each that all threads share; to put off one that is kept is none.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::rt::{Sleep, Timer};
+use parking_lot::Mutex;
 
 type Entered = Pin<Box<tokio::time::Sleep>>;
 
@@ -18,7 +19,7 @@ pub(super) struct HeadTimer(Arc<Mutex<Option<Entered>>>);
 
 impl HeadTimer {
     fn swap(&self, kept: Option<Entered>) -> Option<Entered> {
-        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), kept)
+        std::mem::replace(&mut *self.0.lock(), kept)
     }
 }
 

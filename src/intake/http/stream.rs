@@ -2,12 +2,13 @@
 //! connection, and whoever waits for the connection alone would wait for ever.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::event::{Body, BodyError};
@@ -45,23 +46,13 @@ struct Reply {
     waits: bool,
 }
 
-impl Overseen {
-    fn reply(&self) -> MutexGuard<'_, Reply> {
-        self.reply.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
 async fn oversee(reply: Weak<Mutex<Reply>>, patience: Duration) {
     let mut seen = None;
     loop {
         tokio::time::sleep(patience).await;
         let Some(reply) = reply.upgrade() else { return };
-        let mut reply = match reply.try_lock() {
-            Ok(reply) => reply,
-            // Somebody asks for more right now.
-            Err(TryLockError::WouldBlock) => continue,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        };
+        // Held while somebody asks for more right now.
+        let Some(mut reply) = reply.try_lock() else { continue };
         let now = reply.waits.then_some(reply.pieces);
         if now.is_some() && now == seen {
             let given_up = reply.body.take();
@@ -79,7 +70,7 @@ impl HttpBody for Overseen {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut guard = self.reply();
+        let mut guard = self.reply.lock();
         let reply = &mut *guard;
         let Some(body) = &mut reply.body else {
             return Poll::Ready(Some(Err("nothing more of it was taken for too long".into())));
@@ -97,11 +88,16 @@ impl HttpBody for Overseen {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.reply().body.as_ref().is_some_and(HttpBody::is_end_stream)
+        self.reply.lock().body.as_ref().is_some_and(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.reply().body.as_ref().map(HttpBody::size_hint).unwrap_or_default()
+        self.reply
+            .lock()
+            .body
+            .as_ref()
+            .map(HttpBody::size_hint)
+            .unwrap_or_default()
     }
 }
 

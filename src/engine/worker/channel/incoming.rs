@@ -36,13 +36,13 @@ impl Channel {
                 };
                 if let Some(Stream {
                     window: Some(window), ..
-                }) = self.streams().open.get(&stream)
+                }) = self.streams.lock().open.get(&stream)
                 {
                     window.add_permits(bytes.min(WINDOW.saturating_sub(window.available_permits())));
                 }
             }
             Kind::Ready | Kind::Refused => {
-                if let Some(start) = self.streams().start.take() {
+                if let Some(start) = self.streams.lock().start.take() {
                     let word = if kind == Kind::Ready {
                         Ok(payload)
                     } else {
@@ -64,7 +64,7 @@ impl Channel {
     }
 
     fn finish(&self, stream: u32, result: Result<Reply, Failure>) {
-        let Some(mut stream) = self.streams().open.remove(&stream) else {
+        let Some(mut stream) = self.streams.lock().open.remove(&stream) else {
             return;
         };
         match result {
@@ -90,7 +90,7 @@ impl Channel {
             *response.body_mut() = body.into();
             return self.finish(id, Ok(Reply::Http(response)));
         }
-        let mut streams = self.streams();
+        let mut streams = self.streams.lock();
         let Some(stream) = streams.open.get_mut(&id) else {
             return;
         };
@@ -110,7 +110,7 @@ impl Channel {
     }
 
     fn take_piece(&self, id: u32, payload: Bytes) {
-        let streams = self.streams();
+        let streams = self.streams.lock();
         let (pieces, untaken) = match streams.open.get(&id).map(|stream| &stream.state) {
             Some(State::Streaming { pieces, untaken }) => (pieces, untaken),
             Some(State::Socket(_)) => {
@@ -133,7 +133,7 @@ impl Channel {
 
     /// The end of a reply that came in pieces, with its trailers if there are any.
     fn end(&self, id: u32, payload: Bytes) {
-        let Some(mut stream) = self.streams().open.remove(&id) else {
+        let Some(mut stream) = self.streams.lock().open.remove(&id) else {
             return;
         };
         if payload.is_empty() {
@@ -155,7 +155,7 @@ impl Channel {
             Ok(head) => head,
             Err(reason) => return self.finish_and_cancel(id, Failure::new(FailureKind::Program, reason)),
         };
-        let mut streams = self.streams();
+        let mut streams = self.streams.lock();
         let Some(stream) = streams.open.get_mut(&id) else {
             return;
         };
@@ -170,7 +170,7 @@ impl Channel {
     }
 
     fn take_for_socket(&self, kind: Kind, id: u32, payload: Bytes) {
-        let streams = self.streams();
+        let streams = self.streams.lock();
         let Some(State::Socket(socket)) = streams.open.get(&id).map(|stream| &stream.state) else {
             return;
         };

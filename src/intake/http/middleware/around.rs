@@ -1,8 +1,10 @@
 //! What the program that runs now asks for around requests: it may come after the intake does (a machine's own), and
 //! another may take its place (`serve --watch`).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+
+use parking_lot::RwLock;
 
 use super::Middleware;
 use crate::program::manifest::{AccessLog, HttpKeys};
@@ -31,7 +33,7 @@ impl Around {
     /// clients see what failed inside.
     pub fn ask(&self, keys: &HttpKeys, reveal: bool) {
         // Where they ask for the same, clients keep what they have left of their rates.
-        let mut now = self.0.asked.write().unwrap_or_else(PoisonError::into_inner);
+        let mut now = self.0.asked.write();
         if now.keys == *keys {
             return;
         }
@@ -44,7 +46,7 @@ impl Around {
 
     /// What is asked for at the moment, if anything is.
     pub fn now(&self) -> Option<Arc<Asked>> {
-        let asked = || self.0.asked.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let asked = || self.0.asked.read().clone();
         self.0.any.load(Ordering::Acquire).then(asked)
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::program::manifest::RateKeys;
 
@@ -36,7 +37,7 @@ impl Rate {
     /// # Errors
     /// The time until its next one is let in.
     pub fn admit(&self, client: IpAddr, now: Instant) -> Result<(), Duration> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.clients.lock();
         let mut client = network(client);
         if clients.len() >= CLIENTS && !clients.contains_key(&client) {
             clients.retain(|_, whole| *whole > now);
@@ -102,11 +103,11 @@ mod tests {
         }
         assert_eq!(rate.admit(address(CLIENTS), now), Ok(()));
         assert!(rate.admit(address(CLIENTS + 1), now).is_err());
-        assert!(rate.clients.lock().unwrap().len() <= CLIENTS + 1);
+        assert!(rate.clients.lock().len() <= CLIENTS + 1);
         // Their hour is over.
         let later = now + Duration::from_secs(3601);
         assert_eq!(rate.admit(address(CLIENTS + 2), later), Ok(()));
-        assert_eq!(rate.clients.lock().unwrap().len(), 1);
+        assert_eq!(rate.clients.lock().len(), 1);
     }
 
     #[test]

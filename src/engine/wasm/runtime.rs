@@ -6,6 +6,7 @@ use std::sync::{LazyLock, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmtime::component::Linker;
 use wasmtime::{
@@ -30,7 +31,7 @@ const LEAST_SLOTS: u32 = 32;
 const MOST_SLOTS: u32 = 1000;
 /// The most for each processor: room for many guests that wait for somebody else, though each slot takes some
 /// microseconds when the engine is made, for which the first reply waits.
-const SLOTS_PER_PROCESSOR: u32 = 256;
+const SLOTS_PER_PROCESSOR: u32 = 128;
 /// Tables that one slot allows for: a component has a few (of its own module, adapters, shims).
 const TABLES_PER_SLOT: u32 = 8;
 /// Free slots that keep the pages of their last guest.
@@ -355,7 +356,7 @@ struct Ticker {
     /// Guests ever watched; tells the ticker whether there were any since it last looked.
     seen: AtomicU64,
     asleep: AtomicBool,
-    thread: std::sync::Mutex<Option<Thread>>,
+    thread: Mutex<Option<Thread>>,
 }
 
 /// Held while a guest is at work.
@@ -364,7 +365,7 @@ pub(super) struct Watch(&'static Ticker);
 impl Ticker {
     /// Starts the thread, unless it runs.
     fn start(&'static self, engine: &Engine) -> Result<(), StartError> {
-        let mut thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut thread = self.thread.lock();
         if thread.is_none() {
             let engine = engine.clone();
             let started = std::thread::Builder::new()
@@ -407,7 +408,7 @@ impl Ticker {
         self.watched.fetch_add(1, Ordering::SeqCst);
         self.seen.fetch_add(1, Ordering::Relaxed);
         if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
-            let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let thread = self.thread.lock();
             if let Some(thread) = &*thread {
                 thread.unpark();
             }
@@ -443,8 +444,8 @@ mod tests {
             (16 << 20, 1, 32),
             (128 << 20, 1, 128),
             (128 << 20, 8, 128),
-            (4 << 30, 1, 256),
-            (4 << 30, 2, 512),
+            (4 << 30, 1, 128),
+            (4 << 30, 2, 256),
             (4 << 30, 64, 1000),
         ] {
             assert_eq!(slots(memory, processors), expected, "{memory} {processors}");

@@ -114,25 +114,26 @@ fn tell_of_the_client(headers: &mut HeaderMap, context: &Context) {
     headers.insert(EVENT_ID, context.id.value());
     let Some(client) = context.client else { return };
     let address = client.ip().to_canonical();
-    let scheme = HeaderValue::from_static(context.scheme);
-    let node = match address {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("\"[{address}]\""),
-    };
+    let written = address.to_string();
     let host = headers.get(HOST).cloned();
     // A host with a port is no token (RFC 7239, section 4), nor is one that needs quoting itself to be believed.
     let named = host
         .as_ref()
         .and_then(|host| host.to_str().ok())
         .filter(|host| !host.contains(['"', '\\']));
-    let named = named.map(|host| format!(";host=\"{host}\"")).unwrap_or_default();
-    continue_list(
-        headers,
-        FORWARDED,
-        &format!("for={node}{named};proto={}", context.scheme),
-    );
-    continue_list(headers, X_FORWARDED_FOR, &address.to_string());
+    let mut forwarded = String::with_capacity(128);
+    match address {
+        IpAddr::V4(_) => forwarded.extend(["for=", &written]),
+        IpAddr::V6(_) => forwarded.extend(["for=\"[", &written, "]\""]),
+    }
+    if let Some(host) = named {
+        forwarded.extend([";host=\"", host, "\""]);
+    }
+    forwarded.extend([";proto=", context.scheme]);
+    continue_list(headers, FORWARDED, forwarded);
+    continue_list(headers, X_FORWARDED_FOR, written);
     // A proxy before us knows better what the client saw.
+    let scheme = HeaderValue::from_static(context.scheme);
     headers.entry(X_FORWARDED_PROTO).or_insert(scheme);
     if let Some(host) = host {
         headers.entry(X_FORWARDED_HOST).or_insert(host);
@@ -140,10 +141,10 @@ fn tell_of_the_client(headers: &mut HeaderMap, context: &Context) {
 }
 
 /// Appends to a field that is a list.
-fn continue_list(headers: &mut HeaderMap, name: HeaderName, element: &str) {
+fn continue_list(headers: &mut HeaderMap, name: HeaderName, element: String) {
     let before: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
     let list = if before.is_empty() {
-        HeaderValue::from_str(element)
+        HeaderValue::try_from(element)
     } else {
         HeaderValue::from_bytes(&[&before.join(&b", "[..])[..], b", ", element.as_bytes()].concat())
     };

@@ -115,6 +115,41 @@ async fn replies_are_compressed_for_those_who_take_it() {
     app.stop();
 }
 
+/// What is compressed has no strong tag: whoever has half of it may not be given the other half of what is not.
+#[tokio::test]
+async fn what_is_compressed_is_told_apart_from_what_is_not() {
+    let program = "\
+async def app(scope, receive, send):
+    assert scope['type'] == 'http'
+    headers = [(b'content-type', b'text/plain'), (b'etag', b'\"a\"')]
+    if scope['path'] == '/as-it-is':
+        headers.append((b'cache-control', b'max-age=1, No-Transform'))
+    if scope['path'] == '/encoded':
+        headers.append((b'content-encoding', b'deflate'))
+    await send({'type': 'http.response.start', 'status': 201, 'headers': headers})
+    await send({'type': 'http.response.body', 'body': b'x' * 1000})
+";
+    let (folder, app) = app("compression = true", &[]);
+    app.stop();
+    std::fs::write(folder.path().join("main.py"), program).unwrap();
+    let app = Served::start(folder.path(), &[]);
+    for (path, accepted, encoding, tag) in [
+        ("/", "gzip", Some("gzip"), "W/\"a\""),
+        ("/", "identity", None, "\"a\""),
+        ("/as-it-is", "gzip", None, "\"a\""),
+        ("/encoded", "gzip, deflate", Some("deflate"), "\"a\""),
+        // Whoever takes nothing at all is given it all the same: the program has done what it was asked for.
+        ("/", "*;q=0", None, "\"a\""),
+    ] {
+        let reply = app.ask(path, &[("accept-encoding", accepted)]).await;
+        let encodings: Vec<&[u8]> = encoding.into_iter().map(str::as_bytes).collect();
+        assert_eq!(reply.all("content-encoding"), encodings, "{path} {accepted}");
+        assert_eq!(reply.all("etag"), [tag.as_bytes()], "{path} {accepted}");
+        assert_eq!(reply.status, 201, "{path} {accepted}");
+    }
+    app.stop();
+}
+
 #[tokio::test]
 async fn a_slow_reply_is_a_504() {
     let (_folder, app) = app("timeout = 0.2", &[]);

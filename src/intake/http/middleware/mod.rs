@@ -11,12 +11,14 @@ mod rate;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use http::header::{ACCESS_CONTROL_REQUEST_METHOD, RETRY_AFTER};
-use http::{HeaderName, HeaderValue, Method, Request, Response};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL, CONTENT_ENCODING, ETAG, RETRY_AFTER};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{And, DefaultPredicate, Predicate};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use self::body::Limited;
@@ -28,12 +30,17 @@ use crate::program::manifest::{CorsKeys, HttpKeys};
 
 pub use around::{Around, Asked};
 
+/// Compresses what is worth it, and may be.
+type Compression = CompressionLayer<And<DefaultPredicate, MayTransform>>;
+
+type MayTransform = fn(StatusCode, Version, &HeaderMap, &Extensions) -> bool;
+
 /// What is asked for, ready to be used.
 pub struct Middleware {
     request_id: bool,
     rate: Option<Rate>,
     cors: Option<CorsLayer>,
-    compression: Option<CompressionLayer>,
+    compression: Option<Compression>,
     /// The largest body of a request, in bytes.
     body_limit: Option<u64>,
     /// From the request's head to the reply's.
@@ -49,7 +56,7 @@ impl Middleware {
             request_id: keys.request_id,
             rate: keys.rate_limit.as_ref().map(Rate::new),
             cors: keys.cors.as_ref().map(cors),
-            compression: keys.compression.then(CompressionLayer::new),
+            compression: keys.compression.then(compression),
             body_limit: keys.body_limit,
             timeout: keys
                 .timeout
@@ -134,7 +141,7 @@ impl Middleware {
     async fn compressed<F>(
         &self,
         request: Request<Body>,
-        compression: Option<&CompressionLayer>,
+        compression: Option<&Compression>,
         next: impl FnOnce(Request<Body>) -> F + Send,
     ) -> Response<Body>
     where
@@ -144,16 +151,27 @@ impl Middleware {
             return self.limited(request, next).await;
         };
         let mut next = Some(next);
-        let inner = service_fn(move |request| {
-            let next = next.take();
+        let given = OnceLock::new();
+        let inner = service_fn(|request| {
+            let (next, given) = (next.take(), &given);
             async move {
-                Ok::<_, Infallible>(match next {
+                let response = match next {
                     Some(next) => self.limited(request, next).await,
                     None => Response::new(Body::empty()),
-                })
+                };
+                let _ = given.set((response.status(), response.headers().contains_key(CONTENT_ENCODING)));
+                Ok::<_, Infallible>(response)
             }
         });
-        let Ok(response) = compression.layer(inner).oneshot(request).await;
+        let Ok(mut response) = compression.layer(inner).oneshot(request).await;
+        if let Some((status, was_encoded)) = given.get() {
+            // To a client that takes nothing at all, not even what is not encoded, the layer says 406, but by then the program
+            // has done what it was asked for.
+            *response.status_mut() = *status;
+            if !was_encoded && response.headers().contains_key(CONTENT_ENCODING) {
+                weaken(response.headers_mut());
+            }
+        }
         response.map(Body::stream)
     }
 
@@ -206,6 +224,29 @@ impl Middleware {
 
     fn failed(&self, failure: Failure) -> Response<Body> {
         problem::response_with(failure, self.reveal)
+    }
+}
+
+fn compression() -> Compression {
+    CompressionLayer::new().compress_when(DefaultPredicate::new().and(may_transform as MayTransform))
+}
+
+/// Whether a reply doesn't say that nobody may change it on its way (RFC 9111, section 5.2.2.6).
+fn may_transform(_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions) -> bool {
+    !headers.get_all(CACHE_CONTROL).iter().any(|value| {
+        let mut directives = value.as_bytes().split(|byte| *byte == b',');
+        directives.any(|directive| directive.trim_ascii().eq_ignore_ascii_case(b"no-transform"))
+    })
+}
+
+/// Has an entity tag say no more than that the content is the same: byte by byte it is the program's no longer, and whoever has
+/// half of it may not be given the other half of the program's (RFC 9110, section 8.8.1).
+fn weaken(headers: &mut HeaderMap) {
+    let Some(tag) = headers.get(ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"")) else {
+        return;
+    };
+    if let Ok(weak) = HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()) {
+        headers.insert(ETAG, weak);
     }
 }
 

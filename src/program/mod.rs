@@ -219,7 +219,12 @@ pub fn open(path: &Path, hint: &Hint, workspace: &Path) -> Result<Program, Progr
         b"hsqs" => archive::unsquash(file, workspace).map_err(archive)?,
         _ => return detect::find(path, hint).map(Program::of),
     }
-    find(workspace, hint)
+    let name = || Some(path.file_stem()?.to_string_lossy().into_owned());
+    let hint = Hint {
+        name: hint.name.clone().or_else(name),
+        ..hint.clone()
+    };
+    find(workspace, &hint)
 }
 
 /// The program in the folder `root`: by its manifest, or else by looking.

@@ -98,6 +98,63 @@ routes = [\"/b\"]
 }
 
 #[tokio::test]
+async fn what_a_file_imports_is_part_of_it() {
+    let folder = folder_with("polyinit.toml", "[components.a]\nsource = \"a/main.py\"\n");
+    let a = folder.path().join("a");
+    std::fs::create_dir(&a).unwrap();
+    write(&a, "main.py", "from other import app");
+    write(&a, "other.py", &app("one"));
+    let served = Served::start(folder.path(), &["--watch"]);
+    until(&served, "/", "one ", |status| status == 200).await;
+    write(&a, "other.py", &app("two"));
+    until(&served, "/", "two ", |status| status == 200).await;
+    served.stop();
+}
+
+/// What `rm -rf dist` and a build do.
+#[tokio::test]
+async fn a_folder_that_is_made_anew_is_served_again() {
+    let folder = folder_with("polyinit.toml", "[components.a]\nsource = \"a\"\n");
+    let above = tempfile::tempdir().unwrap();
+    let dist = above.path().join("dist");
+    let make = |version: &str| {
+        std::fs::create_dir(&dist).unwrap();
+        std::fs::create_dir(dist.join("a")).unwrap();
+        write(&dist.join("a"), "main.py", &app(version));
+        std::fs::copy(folder.path().join("polyinit.toml"), dist.join("polyinit.toml")).unwrap();
+    };
+    make("one");
+    let served = Served::start(&dist, &["--watch"]);
+    until(&served, "/", "one ", |status| status == 200).await;
+    std::fs::remove_dir_all(&dist).unwrap();
+    until(&served, "/", "can't read", |status| status == 200 || status == 503).await;
+    make("two");
+    until(&served, "/", "two ", |status| status == 503).await;
+    served.stop();
+}
+
+/// An archive is called what its file is called, and it is read anew when that changes.
+#[tokio::test]
+async fn an_archive_is_watched() {
+    use std::io::Write;
+    let pack = |version: &str| {
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        zip.start_file("main.py", zip::write::SimpleFileOptions::default())
+            .unwrap();
+        zip.write_all(app(version).as_bytes()).unwrap();
+        zip.finish().unwrap().into_inner()
+    };
+    let folder = folder_with("shop.zip", pack("one"));
+    let served = Served::start(folder.path().join("shop.zip"), &["--watch"]);
+    served.wait_for("shop: main.py is a Python file");
+    until(&served, "/", "one ", |status| status == 200).await;
+    std::fs::write(folder.path().join("new.tmp"), pack("two")).unwrap();
+    std::fs::rename(folder.path().join("new.tmp"), folder.path().join("shop.zip")).unwrap();
+    until(&served, "/", "two ", |status| status == 200).await;
+    served.stop();
+}
+
+#[tokio::test]
 async fn what_is_done_around_requests_changes_with_the_manifest() {
     let manifest = |http: &str| format!("[components.app]\nsource = \"main.py\"\n{http}");
     let folder = folder_with("polyinit.toml", manifest(""));

@@ -7,7 +7,7 @@
 mod files;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
@@ -23,14 +23,15 @@ use crate::console::Console;
 use crate::intake::Handler;
 use crate::intake::http::Around;
 use crate::program::build::Build;
-use crate::program::{Component, manifest};
+use crate::program::{Component, EngineKind, manifest};
 use crate::router::{Router, Running};
 use crate::schedule;
 
 /// Keeps what runs in step with the program's files.
 pub(super) struct Watch {
     arguments: ProgramArguments,
-    /// Where its files are.
+    /// The program itself, a folder or a file, and where its files are.
+    program: PathBuf,
     root: PathBuf,
     live: Arc<Live>,
     console: Option<Arc<Console>>,
@@ -61,11 +62,12 @@ impl Watch {
         variables: Vec<(String, String)>,
         around: (Around, bool),
     ) -> Result<Self, CommandError> {
-        let path = std::path::absolute(&arguments.path)?;
-        let root = match std::fs::metadata(&path) {
-            Ok(found) if found.is_dir() => path,
-            _ => path.parent().map(Path::to_owned).unwrap_or(path),
+        let program = std::path::absolute(&arguments.path)?;
+        let root = match std::fs::metadata(&program) {
+            Ok(found) if found.is_dir() => program.as_path(),
+            _ => program.parent().unwrap_or(&program),
         };
+        let root = root.to_owned();
         let files = Files::watch(&root).map_err(|error| {
             format!(
                 "{} can't be watched: {error} (fs.inotify.max_user_watches says how much can be)",
@@ -74,6 +76,7 @@ impl Watch {
         })?;
         Ok(Self {
             arguments,
+            program,
             root,
             live,
             console,
@@ -127,7 +130,8 @@ impl Watch {
     }
 
     async fn try_renew(&mut self, all: bool) -> Result<(), CommandError> {
-        let all = all || self.opened.is_none() || self.changed.iter().any(|path| path.ends_with(manifest::NAME));
+        let is_of_all = |path: &PathBuf| path.ends_with(manifest::NAME) || [&self.root, &self.program].contains(&path);
+        let all = all || self.opened.is_none() || self.changed.iter().any(is_of_all);
         for build in manifest::builds(&self.root)?.unwrap_or_default() {
             if all || self.is_touched(&build) {
                 super::build::run(&build).await?;
@@ -231,11 +235,13 @@ impl Watch {
     /// Whether something that `component` is made of has changed.
     fn concerns(&self, component: &Component) -> bool {
         let keys = &component.keys;
+        let imports = matches!(component.engine, EngineKind::Python | EngineKind::Node);
         let of: Vec<PathBuf> = match &keys.watch {
             // What is built counts, not what it is built from.
             _ if keys.build.is_some() => vec![self.root.join(&keys.source)],
             Some(paths) => paths.iter().map(|path| self.root.join(path)).collect(),
-            None if keys.source.as_os_str() == "." => vec![component.root.clone()],
+            // What a file of a program imports stands beside it.
+            None if imports || keys.source.as_os_str() == "." => vec![component.root.clone()],
             None => vec![self.root.join(&keys.source)],
         };
         self.changed.iter().any(|path| of.iter().any(|of| path.starts_with(of)))

@@ -44,8 +44,11 @@ impl Files {
         let mut folders = Folders {
             inotify: Inotify::init(InitFlags::IN_CLOEXEC)?,
             paths: HashMap::new(),
+            root: root.to_owned(),
+            above: None,
         };
         folders.add(root)?;
+        folders.look_from_above();
         let (sender, changes) = mpsc::channel(ROOM);
         std::thread::Builder::new()
             .name("watches files".to_owned())
@@ -88,6 +91,9 @@ impl Files {
 struct Folders {
     inotify: Inotify,
     paths: HashMap<WatchDescriptor, PathBuf>,
+    root: PathBuf,
+    /// The folder that the root is in: builds take the root away, and make it again.
+    above: Option<WatchDescriptor>,
 }
 
 impl Folders {
@@ -116,14 +122,28 @@ impl Folders {
             return None;
         }
         let name = event.name?;
+        if self.above == Some(event.wd) {
+            let root = self.root.clone();
+            return (root.file_name() == Some(&name) && self.add(&root).is_ok()).then_some(root);
+        }
         let path = self.paths.get(&event.wd)?.join(&name);
         let wanted = if event.mask.contains(AddWatchFlags::IN_ISDIR) {
-            // What is in a new folder already has no event of its own. One that is gone again has nothing in it.
-            !skips(&name) && self.add(&path).is_ok()
+            // What is in a new folder already, or in one that is moved away, has no event of its own. A new one that is gone
+            // again has nothing in it.
+            !skips(&name) && (event.mask.contains(AddWatchFlags::IN_MOVED_FROM) || self.add(&path).is_ok())
         } else {
             is_edited(&name)
         };
         wanted.then_some(path)
+    }
+
+    /// Where it can't be looked from there, a root that was taken away is seen no more.
+    fn look_from_above(&mut self) {
+        let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
+        self.above = self
+            .root
+            .parent()
+            .and_then(|above| self.inotify.add_watch(above, flags).ok());
     }
 
     fn add(&mut self, folder: &Path) -> io::Result<()> {
@@ -184,5 +204,28 @@ mod tests {
         std::fs::rename(root.path().join("a/b/main.py"), root.path().join("a/b/other.py")).unwrap();
         let changed = files.changed().await.unwrap();
         assert_eq!(changed.len(), 2, "{changed:?}");
+        std::fs::rename(root.path().join("a"), root.path().join("node_modules/a")).unwrap();
+        let changed = files.changed().await.unwrap();
+        assert_eq!(changed.into_iter().collect::<Vec<_>>(), [root.path().join("a")]);
+    }
+
+    #[tokio::test]
+    async fn a_root_that_is_made_anew_is_watched_on() {
+        let above = tempfile::tempdir().unwrap();
+        let root = above.path().join("dist");
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(root.join("main.py"), "x").unwrap();
+        let mut files = Files::watch(&root).unwrap();
+        std::fs::remove_dir_all(&root).unwrap();
+        assert!(files.changed().await.unwrap().contains(&root.join("main.py")));
+        std::fs::write(above.path().join("other"), "x").unwrap();
+        std::fs::create_dir(&root).unwrap();
+        assert_eq!(
+            files.changed().await.unwrap().into_iter().collect::<Vec<_>>(),
+            [root.clone()]
+        );
+        std::fs::write(root.join("main.py"), "x").unwrap();
+        let changed = files.changed().await.unwrap();
+        assert_eq!(changed.into_iter().collect::<Vec<_>>(), [root.join("main.py")]);
     }
 }

@@ -117,7 +117,7 @@ pub struct ComponentKeys {
     /// `polyinit serve --watch` whenever something changes.
     pub build: Option<String>,
     /// The files and folders that `polyinit serve --watch` watches for changes, relative to the manifest. By default the
-    /// source; with `build`, everything beside the manifest.
+    /// source, and what is beside it if it is a file for Python or Node; with `build`, everything beside the manifest.
     pub watch: Option<Vec<PathBuf>>,
     /// Variables for its environment.
     pub environment: BTreeMap<String, String>,

@@ -92,9 +92,11 @@ async fn tells_what_happens_while_it_does() {
         }
     };
     tokio::time::timeout(PATIENCE, told).await.unwrap();
-    drop(sender);
-    drop(events);
+    // A page that is open is no request that the end waits for: it is told that there is nothing more.
     app.stop();
+    while let Some(frame) = events.frame().await {
+        frame.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -124,7 +124,8 @@ impl Serve {
         let Some(mut opened) = opened else {
             return self.watched(listener, address, stop).await;
         };
-        let console = self.console();
+        let shutdown = CancellationToken::new();
+        let console = self.console(&shutdown);
         let gateway = opened.gateway().await;
         let running = tokio::select! {
             running = start(opened.program.components.clone(), &opened.settings, console.as_deref(), |running| say(&running.to_string())) => running?,
@@ -143,14 +144,16 @@ impl Serve {
         let intake = self.announce(address, console, handler(Router::handle));
         let around = Around::default();
         around.ask(&opened.program.http, self.reveals());
-        self.serve(listener, intake, around, &mut stop, pending()).await?;
+        self.serve(listener, intake, around, shutdown, &mut stop, pending())
+            .await?;
         router.stop(GRACE).await;
         Ok(())
     }
 
     async fn watched(&self, listener: TcpListener, address: SocketAddr, mut stop: Stop) -> Result<(), CommandError> {
         let live = Arc::new(Live::new());
-        let console = self.console();
+        let shutdown = CancellationToken::new();
+        let console = self.console(&shutdown);
         let handler = |give: fn(&Router, Event) -> Handling| -> Handler {
             let live = live.clone();
             Arc::new(move |event| live.give(event, give))
@@ -168,18 +171,20 @@ impl Serve {
             () = stop.asked() => return Ok(()),
         }
         let intake = self.announce(address, console, handler(Router::handle));
-        self.serve(listener, intake, around, &mut stop, watch.run()).await?;
+        self.serve(listener, intake, around, shutdown, &mut stop, watch.run())
+            .await?;
         Router::new(watch.components()).stop(GRACE).await;
         Ok(())
     }
 
-    fn console(&self) -> Option<Arc<Console>> {
+    /// The console, if there is to be one, until `shutdown`.
+    fn console(&self, shutdown: &CancellationToken) -> Option<Arc<Console>> {
         let wanted = match self.console {
             When::Auto => self.reveals(),
             When::On => true,
             When::Off => false,
         };
-        wanted.then(|| Console::new(self.console == When::On))
+        wanted.then(|| Console::new(self.console == When::On, shutdown.clone()))
     }
 
     /// Says where the program is to be had; what takes its requests, the console's among them.
@@ -197,16 +202,16 @@ impl Serve {
         self.listen.ip().is_loopback()
     }
 
-    /// Serves until it is told to stop; `beside` is done meanwhile.
+    /// Serves until it is told to stop, and tells so by `shutdown`; `beside` is done meanwhile.
     async fn serve(
         &self,
         listener: TcpListener,
         handler: Handler,
         around: Around,
+        shutdown: CancellationToken,
         stop: &mut Stop,
         beside: impl Future<Output = ()>,
     ) -> io::Result<()> {
-        let shutdown = CancellationToken::new();
         let said = match (self.quiet, self.json) {
             (true, _) => Some(AccessLog::Off),
             (_, true) => Some(AccessLog::Json),

@@ -16,12 +16,14 @@ mod recorder;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use parking_lot::RwLock;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::Handling;
 use crate::event::{Body, BodyError, Event, Failure, FailureKind, Input, Reply};
@@ -50,6 +52,8 @@ pub struct Console {
     components: RwLock<Vec<Described>>,
     /// Whether everybody may see it, and not only those on this machine.
     open: bool,
+    /// Cancelled when nothing more is told.
+    end: CancellationToken,
 }
 
 /// What is told of a component.
@@ -59,8 +63,9 @@ struct Described {
 }
 
 impl Console {
-    /// Begins to record. `open` lets everybody see it, not only those who ask for this machine as `localhost`.
-    pub fn new(open: bool) -> Arc<Self> {
+    /// Begins to record. `open` lets everybody see it, not only those who ask for this machine as `localhost`. Pages are told of
+    /// what happens until the `end`, so that none of them is waited for then.
+    pub fn new(open: bool, end: CancellationToken) -> Arc<Self> {
         let recorder = Arc::new(Recorder::default());
         let lines = recorder.clone();
         report::log::tap(move |line| lines.log(line));
@@ -68,6 +73,7 @@ impl Console {
             recorder,
             components: RwLock::default(),
             open,
+            end,
         })
     }
 
@@ -202,7 +208,7 @@ impl Console {
         });
         // Something at once, so that the client knows that it is heard.
         let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b": here it comes\n\n")))]);
-        let body = StreamBody::new(futures_util::StreamExt::chain(first, pieces));
+        let body = StreamBody::new(first.chain(pieces).take_until(self.end.clone().cancelled_owned()));
         let mut response = Response::new(Body::stream(body));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -252,6 +258,7 @@ mod tests {
                 recorder: Arc::default(),
                 components: RwLock::default(),
                 open,
+                end: CancellationToken::new(),
             };
             console.is_for(&request)
         };

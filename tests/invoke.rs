@@ -231,6 +231,36 @@ fn inspect_tells_what_runs_each_part_and_what_it_may_use() {
 }
 
 #[test]
+fn a_reply_that_breaks_off_is_told_from_a_reader_that_has_enough() {
+    let program = "\
+async def app(scope, receive, send):
+    if scope['type'] == 'lifespan':
+        raise NotImplementedError
+    await send({'type': 'http.response.start', 'status': 200})
+    for _ in range(100):
+        await send({'type': 'http.response.body', 'body': b'x' * 10_000, 'more_body': True})
+    if scope['path'] == '/broken':
+        raise ValueError('no such luck')
+    await send({'type': 'http.response.body'})
+";
+    let folder = folder_with("main.py", program);
+    let path = folder.path().to_str().unwrap();
+    for form in ["--quiet", "--json"] {
+        let (code, _, _) = polyinit(&["invoke", path, "--path", "/broken", form]);
+        assert_eq!(code, 1, "{form}");
+    }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_polyinit"))
+        .args(["invoke", path, "--quiet"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), ended.stderr), (Some(0), Vec::new()));
+}
+
+#[test]
 fn one_that_waits_for_its_standard_input_can_be_ended() {
     let folder = folder_with("main.py", ECHO);
     let mut child = Command::new(env!("CARGO_BIN_EXE_polyinit"))

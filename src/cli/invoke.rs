@@ -22,6 +22,9 @@ use crate::router::Router;
 const CLIENT_ERROR: u8 = 4;
 const SERVER_ERROR: u8 = 5;
 
+/// The exit code for a reply that breaks off: that of every other failure.
+const BROKEN_OFF: u8 = 1;
+
 /// The exit code of what was interrupted: 128 and SIGINT's number, as shells have it.
 const INTERRUPTED: u8 = 130;
 
@@ -161,7 +164,7 @@ impl Invoke {
                 let response = Response::from_parts(head, ());
                 print(&json_of_response(&response, &body, broken.as_deref(), timings));
                 Ok(if broken.is_some() {
-                    SERVER_ERROR
+                    BROKEN_OFF
                 } else {
                     exit_code(response.status())
                 })
@@ -281,8 +284,11 @@ fn print(json: &serde_json::Value) {
 
 async fn copy_out(mut body: Body) -> Result<(), CommandError> {
     while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            write_out(&data)?;
+        let Ok(data) = frame?.into_data() else { continue };
+        match write_out(&data) {
+            // `| head`: whoever has read enough is no fault of the reply's.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            written => written?,
         }
     }
     Ok(())

@@ -112,6 +112,27 @@ messages go to no component: give one `messages = true`
 }
 
 #[test]
+fn everyone_who_takes_messages_is_shown() {
+    let manifest = "\
+[components.a]
+source = \"a.py\"
+messages = true
+[components.b]
+source = \"b.py\"
+messages = [{ channel = \"shop\", type = \"POST\" }, { sender = \"0x1\" }]
+";
+    let folder = program(manifest, &["a", "b"]);
+    let (_, said, _) = polyinit(&["routes", folder.path().to_str().unwrap()]);
+    assert_eq!(
+        said,
+        "\
+messages                                     a (python)
+messages type=POST channel=shop, sender=0x1  b (python)
+"
+    );
+}
+
+#[test]
 fn check_tells_every_mistake_at_once() {
     let folder = program("[components.a]\nsuorce = \"x\"\nmessages = 1\n", &[]);
     let path = folder.path().to_str().unwrap();

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{CommandError, say};
+use crate::program::subscription::Messages;
 use crate::program::{self, Hint};
 use crate::router;
 
 /// Show which requests go to which component of a program, and start nothing.
 ///
 /// Routes are shown in the order in which they are tried, and a request takes the first one that matches: an exact host
-/// comes before any host, a longer path before a shorter one, named methods before any method. The last line shows where
+/// comes before any host, a longer path before a shorter one, named methods before any method. The last lines show where
 /// network messages go.
 #[derive(Args)]
 #[command(after_help = "\
@@ -45,23 +46,33 @@ impl Routes {
             say(&format!("{:#}", serde_json::Value::from(list)));
             return Ok(());
         }
-        let texts: Vec<String> = routes.iter().map(|(route, _)| route.to_string()).collect();
-        let width = texts.iter().map(|text| text.chars().count()).max().unwrap_or_default();
-        for (text, (_, place)) in texts.iter().zip(&routes) {
-            let component = &components[*place];
+        let alone = components.len() == 1;
+        let routes = routes
+            .iter()
+            .map(|(route, place)| (route.to_string(), &components[*place]));
+        let takers = components.iter().filter(|component| component.takes_messages(alone));
+        let messages = takers.clone().map(|component| match &component.keys.messages {
+            // Whoever is alone is asked for no subject.
+            Messages::Some(subscriptions) if !alone => {
+                let subjects: Vec<String> = subscriptions.iter().map(ToString::to_string).collect();
+                (
+                    format!("messages {}", subjects.join(", ")).trim_end().to_owned(),
+                    component,
+                )
+            }
+            _ => ("messages".to_owned(), component),
+        });
+        let lines: Vec<_> = routes.chain(messages).collect();
+        let width = lines
+            .iter()
+            .map(|(text, _)| text.chars().count())
+            .max()
+            .unwrap_or_default();
+        for (text, component) in lines {
             say(&format!("{text:width$}  {} ({})", component.name, component.engine));
         }
-        let alone = components.len() == 1;
-        let messages = components.iter().find(|component| component.takes_messages(alone));
-        match messages {
-            Some(component) => say(&format!(
-                "messages{:1$}  {2} ({3})",
-                "",
-                width.saturating_sub(8),
-                component.name,
-                component.engine
-            )),
-            None => say("messages go to no component: give one `messages = true`"),
+        if takers.count() == 0 {
+            say("messages go to no component: give one `messages = true`");
         }
         Ok(())
     }

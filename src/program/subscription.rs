@@ -1,5 +1,7 @@
 //! Which network messages a component wants: between the manifest, which says it, and the router, which asks.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +77,21 @@ impl Subscription {
         ];
         let fits = pairs.iter().all(|(wanted, is)| wanted.is_none() || wanted == is);
         fits.then(|| pairs.iter().filter(|(wanted, _)| wanted.is_some()).count())
+    }
+}
+
+/// `type=POST channel=shop`; nothing where it asks for nothing.
+impl fmt::Display for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = [
+            ("type", &self.kind),
+            ("channel", &self.channel),
+            ("sender", &self.sender),
+        ];
+        let asked = keys
+            .iter()
+            .filter_map(|(key, value)| Some(format!("{key}={}", value.as_ref()?)));
+        f.write_str(&asked.collect::<Vec<_>>().join(" "))
     }
 }
 

@@ -119,7 +119,7 @@ impl fmt::Display for Size {
 
 /// A user or a group.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a name, or a number that fits into 32 bits")]
 pub enum Account {
     /// By its number.
     Id(u32),
@@ -248,6 +248,14 @@ pub fn mistakes(keys: &ComponentKeys, engine: EngineKind) -> Vec<(&'static str, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_account_that_is_none_is_told_what_one_is() {
+        let account = serde_json::from_str::<Account>;
+        assert_eq!(account("4294967295").unwrap(), Account::Id(u32::MAX));
+        let error = account("4294967296").unwrap_err().to_string();
+        assert!(error.starts_with("must be a name"), "{error}");
+    }
 
     #[test]
     fn sizes() {

@@ -386,6 +386,20 @@ async fn what_has_no_body_has_none() {
     app.stop();
 }
 
+/// A program's 200 would seem to be one.
+#[tokio::test]
+async fn nobody_gets_a_tunnel() {
+    let (_folder, app) = app("", &[]);
+    let mut stream = std::net::TcpStream::connect(&app.address).unwrap();
+    stream
+        .write_all(b"CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\nconnection: close\r\n\r\n")
+        .unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 400 "), "{reply}");
+    app.stop();
+}
+
 /// Clients that take the end of a stream for an error (curl 7.88, Node 20) would lose the reply.
 #[tokio::test]
 async fn an_upload_that_nobody_wants_may_be_sent_to_its_end() {

@@ -50,7 +50,7 @@ const OPAQUE: &str = ".wh..wh..opq";
 /// # Errors
 /// The archive can't be read, or has entries that an image can't hold.
 pub fn read_over(tree: &mut Tree, archive: File) -> Result<(), ArchiveError> {
-    let layer = read(archive, |_| true)?;
+    let layer = read_above(tree, archive, |_| true)?;
     let name_of = |path: &Path| {
         path.file_name()
             .and_then(|name| name.to_str())
@@ -77,15 +77,24 @@ pub fn read_over(tree: &mut Tree, archive: File) -> Result<(), ArchiveError> {
 /// # Errors
 /// The archive can't be read, or has entries that an image can't hold.
 pub fn read(archive: File, keep: impl Fn(&Path) -> bool) -> Result<Tree, ArchiveError> {
+    read_above(&Tree::default(), archive, keep)
+}
+
+/// As [`read`], where hard links may lead to what is `below`, too.
+fn read_above(below: &Tree, archive: File, keep: impl Fn(&Path) -> bool) -> Result<Tree, ArchiveError> {
     let archive = Arc::new(archive);
     let mut tree = Tree::default();
     let mut reader = tar::Archive::new(&*archive);
     for item in reader.entries_with_seek().map_err(ArchiveError::Read)? {
         let item = item.map_err(ArchiveError::Read)?;
+        // What `git archive` begins with: a word about all that follow, and no file.
+        if item.header().entry_type() == EntryType::XGlobalHeader {
+            continue;
+        }
         let path = item.path().map_err(ArchiveError::Read)?;
         let path = path.strip_prefix(".").unwrap_or(&path).to_path_buf();
         if keep(&path) {
-            let entry = entry_of(&item, &path, &archive, &tree)?;
+            let entry = entry_of(&item, &path, &archive, &[&tree, below])?;
             tree.insert(&path, entry)?;
         }
     }
@@ -96,7 +105,7 @@ fn entry_of<R: io::Read>(
     item: &tar::Entry<'_, R>,
     path: &Path,
     archive: &Arc<File>,
-    tree: &Tree,
+    trees: &[&Tree],
 ) -> Result<Entry, ArchiveError> {
     let header = item.header();
     let refused = |reason| ArchiveError::Entry {
@@ -121,9 +130,9 @@ fn entry_of<R: io::Read>(
         EntryType::Symlink => Kind::Symlink(link_name(item, path)?),
         EntryType::Link => {
             let target = link_name(item, path)?;
-            let target = target.strip_prefix(".").unwrap_or(&target);
-            return tree
-                .get(target)
+            let mut found = trees.iter().filter_map(|tree| tree.at(&target));
+            return found
+                .next()
                 .cloned()
                 .ok_or_else(|| refused("a hard link to something that is not there"));
         }
@@ -260,6 +269,51 @@ mod tests {
             }
         ));
         assert_eq!(again.get(Path::new("empty")).expect("the folder").mode, 0o711);
+    }
+
+    #[test]
+    fn hard_links_lead_to_layers_below_from_the_root_and_through_links() {
+        fn tar(entries: &[(EntryType, &str, &str)]) -> File {
+            let mut builder = tar::Builder::new(tempfile::tempfile().expect("a temporary file"));
+            for (kind, path, to) in entries {
+                let mut header = Header::new_ustar();
+                header.set_entry_type(*kind);
+                header.set_mode(0o755);
+                header.set_uid(0);
+                header.set_gid(0);
+                header.set_size(0);
+                if to.is_empty() {
+                    builder.append_data(&mut header, path, io::empty()).expect("appends");
+                } else {
+                    builder.append_link(&mut header, path, to).expect("appends");
+                }
+            }
+            let mut file = builder.into_inner().expect("ends");
+            io::Seek::rewind(&mut file).expect("rewinds");
+            file
+        }
+        let mut tree = Tree::default();
+        for layer in [
+            tar(&[
+                (EntryType::XGlobalHeader, "pax_global_header", ""),
+                (EntryType::Regular, "usr/bin/a", ""),
+                (EntryType::Symlink, "bin", "usr/bin"),
+                (EntryType::Link, "b", "/usr/bin/a"),
+                (EntryType::Link, "c", "./bin/a"),
+            ]),
+            tar(&[(EntryType::Link, "d", "bin/a")]),
+        ] {
+            read_over(&mut tree, layer).expect("a layer");
+        }
+        for path in ["b", "c", "d"] {
+            assert!(tree.leads_to_file(Path::new(path)), "{path}");
+        }
+        assert!(tree.get(Path::new("pax_global_header")).is_none());
+        let error = read_over(&mut tree, tar(&[(EntryType::Link, "e", "nowhere")])).expect_err("no target");
+        assert!(
+            error.to_string().contains("a hard link to something that is not there"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -266,6 +266,11 @@ impl Tree {
         self.entries.get(path)
     }
 
+    /// The entry at this path, with the links on the way there followed, but not the last part.
+    pub fn at(&self, path: &Path) -> Option<&Entry> {
+        self.get(&self.resolve(path).ok()?)
+    }
+
     /// Whether a machine finds a file at `path`, links followed wherever they lead.
     pub fn leads_to_file(&self, path: &Path) -> bool {
         let link = |path: &Path| match &self.get(path)?.kind {

@@ -10,7 +10,7 @@ use data_encoding::HEXLOWER;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use super::{Config, Descriptor, INDEX_TYPE, Index, Manifest, architecture_name, variables};
+use super::{Config, DOCKER_INDEX_TYPE, Descriptor, INDEX_TYPE, Index, Manifest, architecture_name, variables};
 use crate::image::archive::{self, ArchiveError};
 use crate::image::tree::Tree;
 
@@ -208,7 +208,7 @@ impl Layout {
                 wanted: wanted.to_owned(),
             });
         };
-        if chosen.media_type == INDEX_TYPE && depth > 0 {
+        if [INDEX_TYPE, DOCKER_INDEX_TYPE].contains(&chosen.media_type.as_str()) && depth > 0 {
             return self.manifest(&self.blob_document(chosen)?, wanted, depth - 1);
         }
         self.blob_document(chosen)

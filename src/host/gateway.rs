@@ -54,7 +54,7 @@ impl Output {
 
     fn put(&self, zip: Bytes) {
         let folder = self.0.lock();
-        match archive::unzip(Cursor::new(zip), &folder) {
+        match archive::unzip_without_links(Cursor::new(zip), &folder) {
             Ok(()) => tracing::info!("what the program has left in /data is in {}", folder.display()),
             Err(error) => tracing::warn!("what the program has left in /data can't be unpacked: {error}"),
         }

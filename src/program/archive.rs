@@ -24,7 +24,7 @@ pub enum ArchiveError {
     TooMany,
     #[error("the archive holds more than {} GiB", UNPACKED_LIMIT >> 30)]
     TooLarge,
-    #[error("can't write {path}: {error}", path = .path.display())]
+    #[error("can't unpack {path}: {error}", path = .path.display())]
     Write { path: PathBuf, error: io::Error },
     #[error("can't read the archive: {0}")]
     Read(#[from] io::Error),
@@ -35,6 +35,18 @@ pub enum ArchiveError {
 /// # Errors
 /// [`ArchiveError`]; what was unpacked before stays.
 pub fn unzip(archive: impl Read + Seek, target: &Path) -> Result<(), ArchiveError> {
+    unpack(archive, target, true)
+}
+
+/// As [`unzip`], of somebody whose links could lead a reader anywhere: they are left out.
+///
+/// # Errors
+/// [`ArchiveError`]; what was unpacked before stays.
+pub fn unzip_without_links(archive: impl Read + Seek, target: &Path) -> Result<(), ArchiveError> {
+    unpack(archive, target, false)
+}
+
+fn unpack(archive: impl Read + Seek, target: &Path, links: bool) -> Result<(), ArchiveError> {
     let mut archive = zip::ZipArchive::new(archive)?;
     if archive.len() > ENTRY_LIMIT {
         return Err(ArchiveError::TooMany);
@@ -53,7 +65,9 @@ pub fn unzip(archive: impl Read + Seek, target: &Path) -> Result<(), ArchiveErro
         } else if entry.is_symlink() {
             let mut link = String::new();
             entry.by_ref().take(4096).read_to_string(&mut link)?;
-            writer.link(&name, Path::new(&link))?;
+            if links {
+                writer.link(&name, Path::new(&link))?;
+            }
         } else {
             writer.file(&name, &mut entry, mode.unwrap_or(0o644))?;
         }
@@ -145,18 +159,9 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// A symbolic link; one that leads out of the archive is refused, an absolute one among them.
+    /// A symbolic link, wherever it leads: that of a virtual environment leads to the interpreter. Nothing is written
+    /// through it.
     fn link(&self, name: &Path, to: &Path) -> Result<(), ArchiveError> {
-        let outside = || ArchiveError::Outside(format!("{} -> {}", name.display(), to.display()));
-        let mut depth = name.parent().map_or(0, |parent| parent.components().count());
-        for part in to.components() {
-            match part {
-                PathComponent::Normal(_) => depth += 1,
-                PathComponent::CurDir => {}
-                PathComponent::ParentDir => depth = depth.checked_sub(1).ok_or_else(outside)?,
-                PathComponent::RootDir | PathComponent::Prefix(_) => return Err(outside()),
-            }
-        }
         if let Some(parent) = name.parent() {
             self.folder(parent)?;
         }
@@ -205,9 +210,15 @@ mod tests {
             ("run.sh", "#!/bin/sh"),
             ("pkg/sub/a.py", "a = 1"),
             ("pkg/b.py", "-> sub/a.py"),
+            ("venv/bin/python3", "-> /usr/bin/python3"),
         ]);
         unzip(zip, target.path()).unwrap();
         assert_eq!(fs::read_to_string(target.path().join("pkg/b.py")).unwrap(), "a = 1");
+        let interpreter = fs::read_link(target.path().join("venv/bin/python3")).unwrap();
+        assert_eq!(interpreter, Path::new("/usr/bin/python3"));
+        let without = target.path().join("without");
+        unzip_without_links(zip_of(&[("a", "1"), ("b", "-> /etc/passwd")]), &without).unwrap();
+        assert!(without.join("a").is_file() && !without.join("b").is_symlink());
         let mode = fs::metadata(target.path().join("run.sh")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
     }

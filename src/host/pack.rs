@@ -11,6 +11,7 @@ use backhand::{FilesystemCompressor, FilesystemWriter, NodeHeader};
 use walkdir::WalkDir;
 use zip::write::SimpleFileOptions;
 
+use crate::program::archive::push_link;
 use crate::wire::Encoding;
 
 /// The largest code that the network's hosts send in a configuration, in bytes.
@@ -251,7 +252,7 @@ fn squashfs(path: &Path, output: &Path) -> Result<PathBuf, Error> {
         let pushed = if item.kind.is_dir() {
             filesystem.push_dir(&item.name, header)
         } else if item.kind.is_symlink() {
-            filesystem.push_symlink(link_target(&item.path)?, &item.name, header)
+            push_link(&mut filesystem, &link_target(&item.path)?, &item.name, header)
         } else if item.kind.is_file() {
             filesystem.push_file_from_path(item.path, &item.name, header)
         } else {

@@ -8,6 +8,7 @@ use backhand::{BackhandError, FilesystemWriter, NodeHeader};
 use super::compression::Compression;
 use super::target::{Target, WriteError};
 use super::tree::{Content, Entry, Kind, Tree};
+use crate::program::archive::push_link;
 
 /// The kernel reads and decompresses a whole block for every byte that is wanted of it: 128 KiB is mksquashfs's choice too.
 const BLOCK_BYTES: u32 = 128 << 10;
@@ -73,7 +74,7 @@ fn push(
         Kind::Directory => writer.push_dir(path, header),
         Kind::File(Content::Path(source)) => writer.push_file_from_path(source, path, header),
         Kind::File(content) => writer.push_file(content.clone().open()?, path, header),
-        Kind::Symlink(target) => writer.push_symlink(target, path, header),
+        Kind::Symlink(target) => push_link(writer, target, path, header),
         Kind::CharacterDevice { major, minor } => writer.push_char_device(device_number(*major, *minor), path, header),
         Kind::BlockDevice { major, minor } => writer.push_block_device(device_number(*major, *minor), path, header),
         Kind::Fifo => writer.push_fifo(path, header),

@@ -104,6 +104,28 @@ pub fn unsquash(image: File, target: &Path) -> Result<(), ArchiveError> {
     Ok(())
 }
 
+/// The longest that a link may lead to, in bytes: the library has room for no more, and panics.
+const LINK_LIMIT: usize = 255;
+
+/// Puts a symbolic link into a squashfs.
+///
+/// # Errors
+/// It is longer than there is room for.
+pub fn push_link(
+    writer: &mut backhand::FilesystemWriter<'_, '_, '_>,
+    target: &Path,
+    path: &Path,
+    header: backhand::NodeHeader,
+) -> Result<(), backhand::BackhandError> {
+    match target.as_os_str().len() {
+        ..=LINK_LIMIT => writer.push_symlink(target, path, header),
+        length => Err(backhand::BackhandError::StdIo(io::Error::other(format!(
+            "where the link {} leads is {length} bytes long, and {LINK_LIMIT} are the limit",
+            path.display()
+        )))),
+    }
+}
+
 /// The path below the target that an entry's name means.
 fn inside(name: &Path) -> Result<PathBuf, ArchiveError> {
     let mut path = PathBuf::new();

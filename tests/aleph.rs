@@ -195,6 +195,27 @@ async fn a_configuration_without_program_is_refused_and_another_one_accepted() {
 }
 
 #[tokio::test]
+async fn a_variable_that_no_environment_can_hold_is_named() {
+    let guest = Guest::start(&[]).await;
+    for (name, value) in [("", "x"), ("A=B", "x"), ("A\0", "x"), ("A", "x\0")] {
+        let configuration = Configuration {
+            variables: Some([(name.to_owned(), value.to_owned())].into()),
+            ..plain("app = None")
+        };
+        match guest.configure(&configuration).await {
+            ConfigurationAnswer::Failure { error, .. } => {
+                assert_eq!(
+                    error,
+                    format!("variables: {name:?} and its value can't be in an environment")
+                );
+            }
+            ConfigurationAnswer::Success => panic!("{name:?} was taken"),
+        }
+    }
+    guest.stop().await;
+}
+
+#[tokio::test]
 async fn events_come_however_they_are_cut() {
     let guest = with("asgi-plain", "asgi", "main:app").await;
     for (length, size) in [(1000, 1), (300 << 10, 1000), (1 << 20, 65_536), (12 << 20, usize::MAX)] {

@@ -96,6 +96,11 @@ impl Guest {
     }
 
     async fn set_up(&self, configuration: Configuration) -> Result<Arc<Router>, PlaceError> {
+        for (name, value) in configuration.variables.iter().flatten() {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(format!("variables: {name:?} and its value can't be in an environment").into());
+            }
+        }
         self.place.set_up(&configuration, &self.settings).await?;
         self.data
             .fill(configuration.input_data.as_deref().map_or(&[], Vec::as_slice))?;

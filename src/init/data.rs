@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Cursor};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,6 +23,8 @@ const LIMIT: u64 = 10_000_000;
 pub struct Data {
     folder: PathBuf,
     known: Arc<Mutex<Listing>>,
+    /// What is on a volume stays there, and may be large.
+    is_volume: AtomicBool,
 }
 
 /// For each file its size, and when it was last written to.
@@ -32,14 +35,16 @@ impl Data {
         Self {
             folder,
             known: Arc::default(),
+            is_volume: AtomicBool::new(false),
         }
     }
 
-    /// Unpacks what the host has sent; empty means nothing.
+    /// Unpacks what the host has sent; empty means nothing. Where the folder is a volume, nothing goes back.
     ///
     /// # Errors
     /// Where it is no zip, or one that leads outside.
-    pub fn fill(&self, input: &[u8]) -> Result<(), PlaceError> {
+    pub fn fill(&self, input: &[u8], is_volume: bool) -> Result<(), PlaceError> {
+        self.is_volume.store(is_volume, Ordering::Relaxed);
         if !input.is_empty() {
             archive::unzip(Cursor::new(input), &self.folder).map_err(|error| format!("input_data: {error}"))?;
         }
@@ -50,7 +55,7 @@ impl Data {
     /// A zip of the folder, if it is no longer as it was when the host last knew; else empty.
     pub async fn changed(&self) -> Bytes {
         // The usual case costs one system call.
-        if !self.folder.exists() {
+        if self.is_volume.load(Ordering::Relaxed) || !self.folder.exists() {
             return Bytes::new();
         }
         let (folder, known) = (self.folder.clone(), self.known.clone());
@@ -86,6 +91,7 @@ impl Data {
 
 fn list(folder: &Path) -> Listing {
     let files = WalkDir::new(folder)
+        .same_file_system(true)
         .into_iter()
         .flatten()
         .filter(|entry| entry.file_type().is_file());
@@ -114,6 +120,37 @@ fn pack<'a>(folder: &Path, files: impl Iterator<Item = &'a PathBuf>) -> io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::isolation::{Namespace, isolated};
+    use nix::mount::{MsFlags, mount};
+
+    #[test]
+    fn what_is_on_a_volume_stays_there() {
+        isolated(
+            "init::data::tests::what_is_on_a_volume_stays_there",
+            &[Namespace::Mount],
+            || {
+                let changed = |data: &Data| {
+                    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                    runtime.block_on(data.changed())
+                };
+                let root = tempfile::tempdir().unwrap();
+                let data = Data::new(root.path().join("data"));
+                let volume = data.folder.join("volume");
+                fs::create_dir_all(&volume).unwrap();
+                mount(Some("t"), &volume, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+                fs::write(volume.join("state.db"), "state").unwrap();
+                assert!(changed(&data).is_empty());
+                fs::write(data.folder.join("out.txt"), "result").unwrap();
+                let copy = root.path().join("copy");
+                archive::unzip(Cursor::new(&changed(&data)[..]), &copy).unwrap();
+                assert!(copy.join("out.txt").exists() && !copy.join("volume").exists());
+
+                data.fill(b"", true).unwrap();
+                fs::write(data.folder.join("more.txt"), "kept").unwrap();
+                assert!(changed(&data).is_empty());
+            },
+        );
+    }
 
     #[tokio::test]
     async fn goes_back_only_when_it_changed() {
@@ -122,7 +159,7 @@ mod tests {
         assert!(data.changed().await.is_empty());
         fs::create_dir(&data.folder).unwrap();
         fs::write(data.folder.join("in.txt"), "sent along").unwrap();
-        data.fill(b"").unwrap();
+        data.fill(b"", false).unwrap();
         assert!(data.changed().await.is_empty());
         fs::write(data.folder.join("out.txt"), "result").unwrap();
         let zip = data.changed().await;

@@ -102,8 +102,12 @@ impl Guest {
             }
         }
         self.place.set_up(&configuration, &self.settings).await?;
-        self.data
-            .fill(configuration.input_data.as_deref().map_or(&[], Vec::as_slice))?;
+        let input = configuration.input_data.as_deref().map_or(&[][..], Vec::as_slice);
+        let volumes = &configuration.volumes;
+        let is_volume = volumes
+            .iter()
+            .any(|volume| Path::new(&volume.mount) == Path::new("/data"));
+        self.data.fill(input, is_volume)?;
         let Program { mut components, http } = self.unpack(&configuration)?;
         for component in &mut components {
             for (name, value) in configuration.variables.iter().flatten() {

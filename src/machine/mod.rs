@@ -30,7 +30,7 @@ pub mod sysctl;
 pub mod volumes;
 
 #[cfg(test)]
-mod isolation;
+pub(crate) mod isolation;
 
 /// What [`prepare`] made of the machine, to be logged once there is a log.
 #[derive(Debug)]

@@ -4,12 +4,14 @@
 //! What is mounted already is left alone, so a container's own /proc or /dev stays as the container made it. What the
 //! kernel or the image lacks is skipped and reported: most programs never miss it.
 
-use std::os::unix::fs::{DirBuilderExt, symlink};
-use std::path::Path;
+use std::fs::Metadata;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown, symlink};
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use walkdir::WalkDir;
 
 use super::mount_table::is_mount_point;
 
@@ -137,9 +139,31 @@ pub fn mount_kernel() -> Vec<Skipped> {
     mount_each(&KERNEL)
 }
 
-/// Mounts what is in /dev and /sys, then /run and /tmp.
+/// Mounts what is in /dev and /sys, then /run and /tmp. The folders that the image has in /run are there afterwards, too:
+/// servers expect theirs, such as /run/postgresql, where no service manager makes it for them.
 pub fn mount_runtime() -> Vec<Skipped> {
-    mount_each(&RUNTIME)
+    let folders = folders_below(Path::new("/run"));
+    let skipped = mount_each(&RUNTIME);
+    for (path, metadata) in folders {
+        // One that is there is as it should be; without one that can't be made, most programs go on.
+        if fs::create_dir(&path).is_ok() {
+            let _ = chown(&path, Some(metadata.uid()), Some(metadata.gid()));
+            let _ = fs::set_permissions(&path, metadata.permissions());
+        }
+    }
+    skipped
+}
+
+/// Each before what is in it.
+fn folders_below(path: &Path) -> Vec<(PathBuf, Metadata)> {
+    WalkDir::new(path)
+        .min_depth(1)
+        .same_file_system(true)
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry.file_type().is_dir())
+        .filter_map(|entry| Some((entry.path().to_owned(), entry.metadata().ok()?)))
+        .collect()
 }
 
 /// Makes `/dev/fd`, `/dev/stdin` and its like.
@@ -212,6 +236,7 @@ mod tests {
     use super::*;
     use crate::machine::isolation::{Namespace, isolated};
     use crate::machine::{mount_table, root};
+    use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -224,6 +249,8 @@ mod tests {
                 let point = base.path();
                 mount(Some("t"), point, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("a tmpfs");
                 root::tests::switch_to(point);
+                fs::create_dir_all("/run/postgresql/x").expect("a folder of the image");
+                fs::set_permissions("/run/postgresql", Permissions::from_mode(0o3777)).expect("its mode");
 
                 let mut skipped = mount_kernel();
                 skipped.extend(mount_runtime());
@@ -252,6 +279,8 @@ mod tests {
                 assert_eq!(mode("/tmp"), 0o1777);
                 assert_eq!(mode("/dev/shm"), 0o1777);
                 assert_eq!(mode("/run"), 0o755);
+                assert_eq!(mode("/run/postgresql"), 0o3777);
+                assert_eq!(mode("/run/postgresql/x"), 0o755);
                 fs::write("/dev/stdout", "written through /dev/stdout\n").expect("the link works");
                 fs::write("/dev/null", "x").expect("devices are there");
             },

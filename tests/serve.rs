@@ -103,6 +103,18 @@ async fn as_pid_1_of_a_container_it_reaps_orphans() {
 }
 
 #[tokio::test]
+async fn where_nothing_else_can_be_written_to_shared_memory_is() {
+    let folder = folder_with("main.py", HELLO);
+    // No more can be written there than to a container's read-only root.
+    let starter = ["env", "TMPDIR=/proc"];
+    let serve = ["serve", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let running = crate::support::Running::start_under(&starter, &serve);
+    let address = running.wait_for("serving on http://");
+    let address = address.rsplit('/').next().unwrap();
+    assert_eq!(crate::support::get(address, "/").await.status, 200);
+}
+
+#[tokio::test]
 async fn serves_folders_zips_and_squashfs() {
     let folder = folder_with("main.py", HELLO);
     let zip = folder.path().join("app.zip");

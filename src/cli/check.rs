@@ -41,7 +41,7 @@ impl Check {
             say(&format!("{:#}", manifest::schema()));
             return Ok(());
         };
-        let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let workspace = super::workspace()?;
         let opened = program::open(&path, &Hint::default(), workspace.path());
         if self.json {
             return self::json(opened);

@@ -33,7 +33,7 @@ pub struct Inspect {
 
 impl Inspect {
     pub async fn run(self) -> Result<(), CommandError> {
-        let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let workspace = super::workspace()?;
         let hint = Hint {
             entrypoint: self.entrypoint,
             ..Hint::default()

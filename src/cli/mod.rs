@@ -21,12 +21,13 @@ mod watch;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use tempfile::TempDir;
 
 use crate::engine::{process, processors};
 use crate::intake::http::{Served, access_log};
@@ -169,6 +170,23 @@ fn tell(served: &Served<'_>, form: AccessLog) {
 fn fail(message: &str) -> ExitCode {
     note(&format!("error: {message}"));
     ExitCode::FAILURE
+}
+
+/// A folder for what a program is unpacked to, and for its sockets. In a container with a read-only root, shared memory is
+/// often the one place that can be written to.
+fn workspace() -> Result<TempDir, CommandError> {
+    let folder = |place: &Path| tempfile::Builder::new().prefix("polyinit-").tempdir_in(place);
+    let usual = std::env::temp_dir();
+    folder(&usual)
+        .or_else(|error| folder(Path::new("/dev/shm")).map_err(|_| error))
+        .map_err(|error| {
+            let reason = std::io::Error::from(error.kind());
+            format!(
+                "there is no place for temporary files in {}: {reason}. TMPDIR names another",
+                usual.display()
+            )
+            .into()
+        })
 }
 
 /// Where compiled Wasm and other things that can be made again are kept: `$XDG_CACHE_HOME/polyinit`, or

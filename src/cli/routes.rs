@@ -31,7 +31,7 @@ pub struct Routes {
 
 impl Routes {
     pub async fn run(self) -> Result<(), CommandError> {
-        let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let workspace = super::workspace()?;
         let program = program::open(&self.path, &Hint::default(), workspace.path())?;
         let components = &program.components;
         let routes = router::routes_of(components.iter());

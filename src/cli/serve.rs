@@ -158,7 +158,7 @@ impl Serve {
             let live = live.clone();
             Arc::new(move |event| live.give(event, give))
         };
-        let folder = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let folder = super::workspace()?;
         let mut variables = Vec::new();
         if let Some(gateway) = Gateway::open(&folder.path().join("components.sock"), &mut variables).await {
             tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));

@@ -64,7 +64,7 @@ impl ProgramArguments {
     /// Reads the program; starts nothing.
     pub fn open(&self) -> Result<Opened, CommandError> {
         let settings = self.settings()?;
-        let workspace = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
+        let workspace = super::workspace()?;
         let hint = Hint {
             entrypoint: self.entrypoint.clone(),
             ..Hint::default()

@@ -463,6 +463,50 @@ fn an_oci_image_is_a_base_for_another() {
 }
 
 #[test]
+fn what_is_no_file_stays_and_a_link_leads_to_what_is_written() {
+    let folder = TempDir::new().expect("a folder");
+    let init = small_init(folder.path());
+    let (socket, link, image) = ["socket", "link", "image"].map(|name| folder.path().join(name)).into();
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    let error = fails(polyinit(&[
+        &"build",
+        &runtime("wasm"),
+        &"-o",
+        &socket,
+        &"--init",
+        &init,
+    ]));
+    assert!(
+        error.ends_with("a device, a pipe or a socket is there, which stays"),
+        "{error}"
+    );
+    fs::write(&image, "old").expect("writes");
+    symlink("image", &link).expect("a link");
+    succeeds(polyinit(&[&"build", &runtime("wasm"), &"-o", &link, &"--init", &init]));
+    assert!(link.is_symlink());
+    assert!(content(&image).modes.contains_key("/sbin/init"));
+    assert_eq!(
+        left_in(folder.path(), &["image", "link", "socket", "small-init"]),
+        [""; 0]
+    );
+}
+
+#[test]
+fn a_link_that_is_too_long_is_told() {
+    let folder = TempDir::new().expect("a folder");
+    let init = small_init(folder.path());
+    let path = recipe(folder.path(), "base = \"none\"\n");
+    fs::create_dir(path.join("files")).expect("a folder");
+    symlink("x".repeat(256), path.join("files/long")).expect("a link");
+    let image = folder.path().join("image");
+    let error = fails(polyinit(&[&"build", &path, &"-o", &image, &"--init", &init]));
+    assert!(
+        error.contains("the link long leads is 256 bytes long, and 255 are the limit"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_mistake_is_told_before_anything_is_done_and_leaves_what_was_there() {
     let folder = TempDir::new().expect("a folder");
     let (init, image) = (small_init(folder.path()), folder.path().join("image"));

@@ -19,6 +19,8 @@ pub struct WriteError {
 /// An image's file while it is written.
 pub struct Target<'o> {
     output: &'o Path,
+    /// Where it really is: a link stays, and what it leads to is written.
+    place: PathBuf,
     file: NamedTempFile,
 }
 
@@ -26,16 +28,24 @@ impl<'o> Target<'o> {
     /// Makes a temporary file beside `output`.
     ///
     /// # Errors
-    /// The folder isn't there or can't be written to, or `output` is a folder itself.
+    /// The folder isn't there or can't be written to, or `output` is there and no file.
     pub fn create(output: &'o Path) -> Result<Self, WriteError> {
         let write_error = |source| WriteError {
             path: output.to_path_buf(),
             source,
         };
-        if output.is_dir() {
-            return Err(write_error(io::ErrorKind::IsADirectory.into()));
+        let place = output.canonicalize().unwrap_or_else(|_| output.to_path_buf());
+        match place.metadata() {
+            Ok(there) if there.is_dir() => return Err(write_error(io::ErrorKind::IsADirectory.into())),
+            // A file in the place of /dev/null or of a disk would be in everybody's way.
+            Ok(there) if !there.is_file() => {
+                return Err(write_error(io::Error::other(
+                    "a device, a pipe or a socket is there, which stays",
+                )));
+            }
+            _ => {}
         }
-        let folder = output
+        let folder = place
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
@@ -43,7 +53,7 @@ impl<'o> Target<'o> {
             .prefix(".image-")
             .tempfile_in(folder)
             .map_err(write_error)?;
-        Ok(Self { output, file })
+        Ok(Self { output, place, file })
     }
 
     /// What the image will be called, for errors.
@@ -81,7 +91,7 @@ impl<'o> Target<'o> {
         };
         let bytes = finished().map_err(|source| self.error(source))?;
         let output = self.output;
-        let persisted = self.file.persist(output).map_err(|error| WriteError {
+        let persisted = self.file.persist(&self.place).map_err(|error| WriteError {
             path: output.to_path_buf(),
             source: error.error,
         });

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use backhand::{FilesystemReader, InnerNode};
 use tempfile::TempDir;
@@ -489,6 +489,43 @@ fn what_is_no_file_stays_and_a_link_leads_to_what_is_written() {
         left_in(folder.path(), &["image", "link", "socket", "small-init"]),
         [""; 0]
     );
+}
+
+#[test]
+fn a_build_that_is_interrupted_leaves_nothing() {
+    for format in ["squashfs", "erofs"] {
+        let folder = TempDir::new().expect("a folder");
+        let init = small_init(folder.path());
+        let path = recipe(folder.path(), "base = \"none\"\n");
+        fs::create_dir_all(path.join("files")).expect("a folder");
+        // Enough to be in the middle of it.
+        let large = fs::File::create(path.join("files/large")).expect("a file");
+        large.set_len(8 << 30).expect("its length");
+        let (output, temporary) = (folder.path().join("output"), folder.path().join("temporary"));
+        for folder in [&output, &temporary] {
+            fs::create_dir(folder).expect("a folder");
+        }
+        let mut build = Command::new(env!("CARGO_BIN_EXE_polyinit"))
+            .args(["image", "build", "--format", format, "--init"])
+            .args([&init, &path, Path::new("-o"), &output.join("image")])
+            .env("TMPDIR", &temporary)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("polyinit runs");
+        let mut lines = BufReader::new(build.stderr.take().expect("its stderr")).lines();
+        while !lines.next().expect("a line").expect("a text").starts_with("writing") {}
+        while left_in(&output, &[]).is_empty() {
+            std::thread::yield_now();
+        }
+        let id = nix::unistd::Pid::from_raw(build.id() as i32);
+        nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).expect("it is there");
+        assert_eq!(build.wait().expect("its end").code(), Some(1));
+        let rest: Vec<_> = lines.map_while(Result::ok).collect();
+        assert_eq!(rest, ["error: interrupted before all was done"]);
+        for folder in [&output, &temporary] {
+            assert_eq!(left_in(folder, &[]), [""; 0], "{format}");
+        }
+    }
 }
 
 #[test]

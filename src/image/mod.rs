@@ -41,7 +41,7 @@ pub use oci::{OciReadError, OciWriteError};
 pub use python::PythonError;
 pub use recipe::{Base, DEFAULT_EPOCH, Debian, FILE_NAME, FILES_FOLDER, Folder, Python, Recipe, RecipeError};
 pub use squashfs::SquashfsError;
-pub use target::WriteError;
+pub use target::{WriteError, abandon};
 pub use tree::TreeError;
 
 use folder::Modes;

@@ -1,12 +1,23 @@
 //! The place that an image will be at: until it is whole, a temporary file beside it, so that a build that fails leaves
 //! what was there before.
 
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tempfile::NamedTempFile;
+
+/// The temporary files that there are.
+static BEGUN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes what was begun, for a process that is to end now.
+pub fn abandon() {
+    for path in BEGUN.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        let _ = fs::remove_file(path);
+    }
+}
 
 /// A file that can't be written.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +64,10 @@ impl<'o> Target<'o> {
             .prefix(".image-")
             .tempfile_in(folder)
             .map_err(write_error)?;
+        let mut begun = BEGUN.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.retain(|path| path.exists());
+        begun.push(file.path().to_owned());
+        drop(begun);
         Ok(Self { output, place, file })
     }
 

@@ -244,3 +244,26 @@ async fn a_child_that_is_ended_does_not_end_its_worker() {
     assert_eq!(app.get("/").await.text(), before);
     assert!(!app.stop().contains("exited"));
 }
+
+/// It has the other end of the worker's channel, as every forked child has.
+#[tokio::test]
+async fn a_childs_life_does_not_hide_its_workers_end() {
+    let fork = "import os, signal\ndef leave():\n    if os.fork() == 0:\n        signal.alarm(60)\n        \
+                signal.pause()\n    os._exit(5)\n";
+    let program = format!(
+        "{fork}def application(environ, start_response):\n    start_response('200 OK', [])\n    \
+         return leave() if environ['REQUEST_METHOD'] == 'POST' else [b'here']\n"
+    );
+    let folder = folder_with("main.py", program);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let reply = app.post("/", "").await;
+    assert_eq!(reply.status, 502);
+    assert!(reply.text().contains("exited with status 5"), "{}", reply.text());
+    assert_eq!(app.get("/").await.text(), "here");
+    app.stop();
+
+    let folder = folder_with("main.py", format!("{fork}leave()\n"));
+    let running = Served::launch(folder.path(), &[]);
+    running.wait_for("exited with status 5 before its program was ready");
+    assert_eq!(running.end().0.code(), Some(1));
+}

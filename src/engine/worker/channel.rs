@@ -26,6 +26,7 @@ use super::body::pump;
 use super::frame::{self, FrameError, Kind, PIECE, WINDOW};
 use super::socket::Socket;
 use super::{Fault, Language, websocket};
+use crate::engine::process::Process;
 use crate::event::{Body, BodyError, Context, Event, Failure, FailureKind, Input, Reply};
 
 /// How many events may be with one worker at once.
@@ -33,6 +34,9 @@ const STREAMS: usize = 4096;
 
 /// Room that is made for each read, in bytes.
 const READ: usize = 64 << 10;
+
+/// How long the last frames of a worker that has ended may take, where its channel stays open.
+const LAST_FRAMES: Duration = Duration::from_millis(100);
 
 /// Where the worker's first word comes from: what it found, or why its program can't be started.
 pub type FirstWord = oneshot::Receiver<Result<Bytes, Fault>>;
@@ -143,6 +147,19 @@ impl Channel {
         tokio::select! {
             error = self.read() => error,
             error = self.write_leftovers() => error.into(),
+        }
+    }
+
+    /// As [`Channel::run`], for as long as `process` lives, whose channel it is: what that has forked may hold the other
+    /// end open beyond its own end.
+    pub async fn run_with(self: &Arc<Self>, process: &mut Process) -> ChannelError {
+        tokio::select! {
+            error = self.run() => error,
+            // What it has sent before is worth a moment.
+            _ = process.ended() => {
+                let rest = tokio::time::timeout(LAST_FRAMES, self.run()).await;
+                rest.unwrap_or(ChannelError::Closed)
+            }
         }
     }
 

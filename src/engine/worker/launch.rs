@@ -76,7 +76,7 @@ pub async fn launch(
         tokio::select! {
             word = &mut *started => word.ok(),
             // Its word and its end may come together.
-            _ = channel.run() => started.try_recv().ok(),
+            _ = channel.run_with(&mut interpreter.process) => started.try_recv().ok(),
         }
     };
     let limit = settings.start_timeout;

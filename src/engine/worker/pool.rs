@@ -325,7 +325,7 @@ impl Pool {
         let born = Instant::now();
         let late = self.late();
         let end = tokio::select! {
-            error = worker.channel.run() => End::Failed(error),
+            error = worker.channel.run_with(&mut process) => End::Failed(error),
             never = worker.channel.expire(self.settings.event_timeout, &late) => match never {},
             () = self.stop_asked() => End::Stopped,
             () = worker.replaced.cancelled() => End::Replaced,
@@ -336,7 +336,8 @@ impl Pool {
             End::Failed(_) => {}
             End::Stopped => self.end(&worker, &mut process, self.stop_deadline()).await,
             End::Replaced => {
-                self.drain(&worker, Instant::now() + self.settings.event_timeout).await;
+                let deadline = Instant::now() + self.settings.event_timeout;
+                self.drain(&worker, &mut process, deadline).await;
                 let grace = Instant::now() + REPLACED_GRACE;
                 let deadline = self.stopping.borrow().map_or(grace, |stop| stop.min(grace));
                 self.end(&worker, &mut process, deadline).await;
@@ -404,7 +405,7 @@ impl Pool {
     }
 
     /// Waits until a worker that gets no more events has answered those that it has.
-    async fn drain(&self, worker: &Arc<Worker>, deadline: Instant) {
+    async fn drain(&self, worker: &Arc<Worker>, process: &mut Process, deadline: Instant) {
         let answered = async {
             // Whoever has given it an event holds a reference until the reply has begun.
             while Arc::strong_count(worker) > 1 {
@@ -419,7 +420,7 @@ impl Pool {
         let draining = tokio::time::timeout_at(deadline.into(), answered);
         tokio::select! {
             _ = draining => {}
-            _ = worker.channel.run() => {}
+            _ = worker.channel.run_with(process) => {}
             () = self.stop_asked() => {}
         }
     }
@@ -429,7 +430,8 @@ impl Pool {
         let left = deadline.saturating_duration_since(Instant::now());
         worker.ask_to_stop();
         let gently = tokio::time::timeout(left.mul_f64(GENTLE), async {
-            tokio::join!(worker.channel.run(), process.ended())
+            worker.channel.run_with(process).await;
+            process.ended().await
         });
         if gently.await.is_err() {
             let left = deadline.saturating_duration_since(Instant::now());

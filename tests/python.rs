@@ -324,3 +324,29 @@ async fn an_upload_that_breaks_off_is_over_at_once() {
     assert_eq!(app.get("/").await.text(), "whole");
     app.stop();
 }
+
+/// Who spins or sleeps for ever has no event any more once its client has left, or its time is up.
+#[tokio::test]
+async fn a_worker_that_blocks_for_nobody_gets_no_events() {
+    let folder = folder_with(
+        "main.py",
+        "import time\nasync def app(scope, receive, send):\n    assert scope['type'] == 'http'\n    \
+         if scope['path'] == '/block':\n        print('blocks')\n        time.sleep(1000)\n    \
+         await send({'type': 'http.response.start', 'status': 200})\n    \
+         await send({'type': 'http.response.body', 'body': b'here'})\n",
+    );
+    let app = Served::start(folder.path(), &["--workers", "2"]);
+    let mut client = std::net::TcpStream::connect(&app.address).unwrap();
+    client.write_all(b"GET /block HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    app.wait_for("blocks");
+    drop(client);
+    assert_eq!(app.get("/").await.text(), "here");
+    app.stop();
+
+    let app = Served::start(folder.path(), &["--workers", "1", "--timeout", "1"]);
+    assert_eq!(app.get("/block").await.status, 504);
+    // There is no other to do its work.
+    wait_until(async || app.get("/").await.status == 200).await;
+    app.wait_for("it blocked for longer than an event may take");
+    app.stop();
+}

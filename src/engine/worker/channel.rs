@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,8 @@ pub struct Channel {
     heard: AtomicU64,
     /// Something was heard: wakes whoever waits for a sign of life.
     sign_of_life: Notify,
+    /// An event was taken from the worker before it was through, and nothing was heard since: it may block in it still.
+    doubtful: AtomicBool,
     /// The largest message of a WebSocket, if the program takes WebSockets; if not, their handshakes are ordinary requests.
     websockets: OnceLock<usize>,
 }
@@ -112,6 +114,8 @@ pub enum ChannelError {
     Io(#[from] io::Error),
     #[error("it sent {0}")]
     Frame(#[from] FrameError),
+    #[error("it blocked for longer than an event may take, and there was no other")]
+    Stuck,
 }
 
 impl Channel {
@@ -136,6 +140,7 @@ impl Channel {
             began: Instant::now(),
             heard: AtomicU64::new(0),
             sign_of_life: Notify::new(),
+            doubtful: AtomicBool::new(false),
             websockets: OnceLock::new(),
         });
         Ok((channel, started))
@@ -271,6 +276,11 @@ impl Channel {
         Duration::from_millis(now.saturating_sub(self.heard()))
     }
 
+    /// Whether the worker may block in an event that it doesn't have any more.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubtful.load(Ordering::Relaxed)
+    }
+
     /// Asks the worker for a sign of life and waits for one (any frame is) for at most `patience`.
     pub async fn answers(&self, patience: Duration) -> bool {
         let heard = self.sign_of_life.notified();
@@ -384,8 +394,13 @@ impl Channel {
     pub(super) fn cancel(&self, stream: u32) {
         let removed = self.streams.lock().open.remove(&stream);
         if removed.is_some() {
-            self.tell_of(stream, Kind::Cancel, b"");
+            self.tell_cancel(stream);
         }
+    }
+
+    fn tell_cancel(&self, stream: u32) {
+        self.doubtful.store(true, Ordering::Relaxed);
+        self.tell_of(stream, Kind::Cancel, b"");
     }
 
     pub(super) fn send(&self, write: impl FnOnce(&mut BytesMut)) {
@@ -442,6 +457,7 @@ impl Channel {
             }
             self.heard
                 .store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+            self.doubtful.store(false, Ordering::Relaxed);
             self.sign_of_life.notify_waiters();
             loop {
                 match frame::take(&mut buffer) {

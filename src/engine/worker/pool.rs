@@ -1,7 +1,7 @@
 //! The workers of one component: which of them gets an event, when one more is started, and what happens when one ends.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
@@ -26,9 +26,6 @@ const SILENCE: Duration = Duration::from_millis(100);
 
 /// How long it may take to answer: in this time an event loop that runs at all runs many times.
 const ANSWER: Duration = Duration::from_millis(20);
-
-/// No time at which a worker can have been heard.
-const NOT_BLOCKED: u64 = u64::MAX;
 
 /// How often workers that blocked, or are to end, are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -81,14 +78,23 @@ struct Down {
 
 struct Worker {
     channel: Arc<Channel>,
-    /// If it did not answer, when it was last heard before that: until it is heard again, it gets no events.
-    blocked: AtomicU64,
+    /// Set if it did not answer: until it is heard again, it gets no events.
+    blocked: Mutex<Option<Blocked>>,
+    /// It has blocked for so long that it is to be killed.
+    stuck: CancellationToken,
     /// Events until it is replaced; `None` where it never is.
     left: Option<AtomicI64>,
     /// It has been replaced, and is to end once its events have.
     replaced: CancellationToken,
     /// It is told once: a program may take a second time as a sign of haste.
     told_to_stop: Once,
+}
+
+#[derive(Clone, Copy)]
+struct Blocked {
+    /// When it was last heard before, by [`Channel::heard`].
+    heard: u64,
+    since: Instant,
 }
 
 /// What to do with an event.
@@ -184,7 +190,8 @@ impl Pool {
                     if worker.channel.answers(ANSWER).await {
                         return Ok(self.count(worker));
                     }
-                    worker.blocked.store(heard, Ordering::Relaxed);
+                    let since = Instant::now();
+                    *worker.blocked.lock() = Some(Blocked { heard, since });
                 }
                 Choice::Wait => {
                     if began.get_or_insert_with(Instant::now).elapsed() >= self.settings.event_timeout {
@@ -215,14 +222,25 @@ impl Pool {
             .map(|worker| (worker.channel.load(), worker))
             .min_by_key(|(load, _)| *load);
         let choice = match best {
-            Some((0, worker)) => return Choice::Give(worker.clone()),
+            Some((0, worker)) if !worker.channel.is_doubtful() => return Choice::Give(worker.clone()),
             // While more workers may be started, one that blocks must not swallow the event that shows it. And one that
             // has been silent for long is not trusted, either.
-            Some((_, worker)) if state.workers.len() < self.most || worker.channel.silence() > SILENCE => {
+            Some((load, worker))
+                if load == 0 || state.workers.len() < self.most || worker.channel.silence() > SILENCE =>
+            {
                 Choice::Ask(worker.clone())
             }
             Some((_, worker)) => Choice::Give(worker.clone()),
-            None => Choice::Wait,
+            None => {
+                // There is room for no other: who waits now waits for one that may never come back.
+                let stuck = |worker: &&Arc<Worker>| worker.has_blocked_for(self.settings.event_timeout);
+                if state.workers.len() >= self.most
+                    && let Some(worker) = state.workers.iter().find(stuck)
+                {
+                    worker.stuck.cancel();
+                }
+                Choice::Wait
+            }
         };
         if state.workers.len() + state.starting < self.most && state.wait().is_zero() {
             state.starting += 1;
@@ -305,7 +323,8 @@ impl Pool {
     fn adopt(self: Arc<Self>, interpreter: Interpreter) {
         let worker = Arc::new(Worker {
             channel: interpreter.channel,
-            blocked: AtomicU64::new(NOT_BLOCKED),
+            blocked: Mutex::default(),
+            stuck: CancellationToken::new(),
             left: self.share().map(AtomicI64::new),
             replaced: CancellationToken::new(),
             told_to_stop: Once::new(),
@@ -326,6 +345,7 @@ impl Pool {
         let late = self.late();
         let end = tokio::select! {
             error = worker.channel.run_with(&mut process) => End::Failed(error),
+            () = worker.stuck.cancelled() => End::Failed(ChannelError::Stuck),
             never = worker.channel.expire(self.settings.event_timeout, &late) => match never {},
             () = self.stop_asked() => End::Stopped,
             () = worker.replaced.cancelled() => End::Replaced,
@@ -333,6 +353,7 @@ impl Pool {
         // From here on it gets no more events.
         self.state.lock().workers.retain(|other| !Arc::ptr_eq(other, &worker));
         match end {
+            End::Failed(ChannelError::Stuck) => drop(process.stop(Duration::ZERO).await),
             End::Failed(_) => {}
             End::Stopped => self.end(&worker, &mut process, self.stop_deadline()).await,
             End::Replaced => {
@@ -520,14 +541,14 @@ impl Worker {
     /// Whether it may get events. One that blocked may again once it has been heard: it has been asked, and answers when it
     /// can, which may be long before anybody looks.
     fn answers(&self) -> bool {
-        let blocked = self.blocked.load(Ordering::Relaxed);
-        if blocked == NOT_BLOCKED {
-            return true;
+        let mut blocked = self.blocked.lock();
+        if blocked.is_some_and(|blocked| self.channel.heard() != blocked.heard) {
+            *blocked = None;
         }
-        let back = self.channel.heard() != blocked;
-        if back {
-            self.blocked.store(NOT_BLOCKED, Ordering::Relaxed);
-        }
-        back
+        blocked.is_none()
+    }
+
+    fn has_blocked_for(&self, time: Duration) -> bool {
+        self.blocked.lock().is_some_and(|blocked| blocked.since.elapsed() >= time)
     }
 }

@@ -187,7 +187,7 @@ impl Channel {
     /// Ends an event that the worker still has.
     pub(in crate::engine::worker) fn finish_and_cancel(&self, id: u32, failure: Failure) {
         self.finish(id, Err(failure));
-        self.tell_of(id, Kind::Cancel, b"");
+        self.tell_cancel(id);
     }
 }
 

@@ -350,3 +350,19 @@ async fn a_worker_that_blocks_for_nobody_gets_no_events() {
     app.wait_for("it blocked for longer than an event may take");
     app.stop();
 }
+
+#[tokio::test]
+async fn a_task_may_end_the_process_whatever_its_threads_do() {
+    let folder = folder_with(
+        "main.py",
+        "import asyncio, sys, threading\nasync def leave():\n    sys.exit(3)\nasync def app(scope, receive, send):\n    \
+         assert scope['type'] == 'http'\n    \
+         asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)\n    \
+         await asyncio.create_task(leave())\n",
+    );
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let reply = app.post("/", "").await;
+    assert_eq!(reply.status, 502);
+    assert!(reply.text().contains("exited with status 3"), "{}", reply.text());
+    app.stop();
+}

@@ -115,9 +115,15 @@ class Worker:
         found = {"found": f"`{name}` is {kind}", "websockets": self.program.websockets}
         # The loop runs from here to the end: each run of its own would be some turns more.
         loop.call_soon(self.program.start, lambda reason: self.started(found, reason))
-        loop.run_forever()
+        status = 0
+        try:
+            loop.run_forever()
+        except BaseException as error:
+            # A task of the program's own has called sys.exit(). Its threads have no say in when that is.
+            sys.stderr.write(own_traceback(error))
+            status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
         self.channel.flush_blocking()
-        leave(0)
+        leave(status)
 
     def started(self, found, reason):
         """The program has started, or can't: for the `reason`."""

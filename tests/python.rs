@@ -366,3 +366,22 @@ async fn a_task_may_end_the_process_whatever_its_threads_do() {
     assert!(reply.text().contains("exited with status 3"), "{}", reply.text());
     app.stop();
 }
+
+#[tokio::test]
+async fn what_fails_after_the_client_has_left_is_in_the_log() {
+    let folder = folder_with(
+        "main.py",
+        "class ClientDisconnect(Exception):\n    pass\nasync def app(scope, receive, send):\n    \
+         assert scope['type'] == 'http'\n    print('asked')\n    await receive()\n    \
+         assert (await receive())['type'] == 'http.disconnect'\n    \
+         raise {'/': ValueError, '/quiet': ClientDisconnect}[scope['path']]('who is to clean up')\n",
+    );
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    for (path, number) in [("/quiet", 1), ("/", 2)] {
+        let mut client = std::net::TcpStream::connect(&app.address).unwrap();
+        write!(client, "GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+        app.wait_for(&format!("#{number} | asked"));
+    }
+    app.wait_for("#2 | ValueError: who is to clean up");
+    assert!(!app.stop().contains("ClientDisconnect: who"));
+}

@@ -12,7 +12,7 @@ import sys
 from .channel import WHOLE_BYTES, sleep_in
 from .exchange import Disconnected, Exchange
 from .output import EVENT
-from .report import last_line, own_traceback
+from .report import last_line, own_traceback, tells_of_departure
 
 ASGI = {"version": "3.0", "spec_version": "2.4"}
 # How long a program may go on after its client is gone, in seconds.
@@ -99,6 +99,9 @@ class HttpExchange(Exchange):
         except BaseException as error:
             if not self.disconnected:
                 self.raised(error)
+            elif not tells_of_departure(error):
+                # There is nobody to answer, and the log is all that can tell of it.
+                sys.stderr.write(own_traceback(error))
         finally:
             self.worker.forget(self)
 

@@ -100,7 +100,7 @@ class Call(Exchange):
             self.fail("the program was cancelled", None)
         except BaseException as error:
             text = own_traceback(error)
-            if self.started:
+            if self.started or self.disconnected:
                 sys.stderr.write(text)
             self.fail(last_line(error), text)
         finally:

@@ -36,6 +36,14 @@ def hidden(filename):
     return filename.startswith(("<polyinit", "<frozen importlib")) or filename.endswith("/importlib/__init__.py")
 
 
+def tells_of_departure(error):
+    """Whether it says that the client is gone, as frameworks do: Starlette's WebSocketDisconnect, and others of such names."""
+    group = getattr(error, "exceptions", None)
+    if isinstance(group, tuple) and group:
+        return all(map(tells_of_departure, group))
+    return "Disconnect" in type(error).__name__
+
+
 def last_line(error):
     if isinstance(error, SystemExit):
         return f"the program called sys.exit({error.code!r})"

@@ -114,7 +114,7 @@ class Call:
             last = ()
         except BaseException as error:
             text = own_traceback(error)
-            if self.begun:
+            if self.begun or exchange.disconnected:
                 sys.stderr.write(text)
             last = exchange.fail, last_line(error), text
         # One call, and the loop is woken once.

@@ -267,3 +267,19 @@ async fn a_childs_life_does_not_hide_its_workers_end() {
     running.wait_for("exited with status 5 before its program was ready");
     assert_eq!(running.end().0.code(), Some(1));
 }
+
+#[tokio::test]
+async fn a_child_may_print_whoever_prints_when_it_is_forked() {
+    let program = "import os, signal, threading\ndef application(environ, start_response):\n    \
+                   start_response('200 OK', [])\n    over = threading.Event()\n    def talk():\n        \
+                   while not over.is_set():\n            print('talk')\n    \
+                   talker = threading.Thread(target=talk)\n    talker.start()\n    ended = 0\n    \
+                   for _ in range(20):\n        child = os.fork()\n        if child == 0:\n            \
+                   signal.alarm(5)\n            print('child')\n            os._exit(0)\n        \
+                   ended = ended or os.waitpid(child, 0)[1]\n    over.set()\n    talker.join()\n    \
+                   return [str(ended).encode()]\n";
+    let folder = folder_with("main.py", program);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    assert_eq!(app.get("/").await.text(), "0");
+    app.stop();
+}

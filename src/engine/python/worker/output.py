@@ -86,6 +86,9 @@ def begin():
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
         STREAMS.append(lines)
+        # A child that is forked while another thread prints would wait for that thread, which it doesn't have.
+        release = lines.lock.release
+        os.register_at_fork(before=lines.lock.acquire, after_in_parent=release, after_in_child=release)
 
 
 STREAMS = []

@@ -213,3 +213,17 @@ async fn a_messages_answer_may_be_large() {
         guest.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_status_that_is_none_of_http_is_json() {
+    for (name, source) in [
+        ("main.py", "def handler(event, context):\n    return {'status': 'ok'}\n"),
+        ("main.mjs", "export const handler = () => ({ status: 'ok' });\n"),
+    ] {
+        let folder = folder_with(name, source);
+        let app = Served::start(folder.path(), &["--workers", "1"]);
+        let reply = app.get("/").await;
+        assert_eq!((reply.status, reply.json()), (200, json!({"status": "ok"})), "{name}");
+        app.stop();
+    }
+}

@@ -95,10 +95,14 @@
 
   const PARTS = new Set(["status", "statusCode", "headers", "body"]);
 
-  /** `{ status, headers, body }`, the latter two optional, and nothing else. */
+  /**
+   * `{ status, headers, body }`, the latter two optional, and nothing else. What a health check says, `{ status: "ok" }`,
+   * is no reply.
+   */
   function isReply(value) {
-    return typeof value === "object" && ("status" in value || "statusCode" in value) &&
-      Object.keys(value).every((key) => PARTS.has(key));
+    if (typeof value !== "object" || !("status" in value || "statusCode" in value)) return false;
+    const keys = Object.keys(value);
+    return keys.every((key) => PARTS.has(key)) && (keys.length > 1 || Number.isInteger(value.status ?? value.statusCode));
   }
 
   /** Replies with what a handler returned. As `replyWithResponse`. */

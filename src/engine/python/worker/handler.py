@@ -169,7 +169,7 @@ class Call(Exchange):
 
     async def answer(self, value):
         status, headers = 200, []
-        if isinstance(value, dict) and "status" in value and REPLY_KEYS.issuperset(value):
+        if is_reply(value):
             status, headers, value = value["status"], headers_of(value.get("headers")), value.get("body")
             if not isinstance(status, int) or isinstance(status, bool):
                 raise TypeError(f"the handler returned the status {status!r}, which is no int")
@@ -255,6 +255,13 @@ def settle(future, result, error):
         future.set_exception(error)
     else:
         future.set_result(result)
+
+
+def is_reply(value):
+    """Whether it is status, headers and body, rather than JSON: what a health check says, {"status": "ok"}, is no reply."""
+    if not isinstance(value, dict) or "status" not in value or not REPLY_KEYS.issuperset(value):
+        return False
+    return len(value) > 1 or type(value["status"]) is not bool and isinstance(value["status"], int)
 
 
 def encode_body(value):

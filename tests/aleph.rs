@@ -374,6 +374,22 @@ async fn wasm_and_node_start_though_the_host_can_only_say_asgi_or_executable() {
     guest.stop().await;
 }
 
+/// The interpreter runs before it is told of it.
+#[tokio::test]
+async fn the_hosts_time_zone_is_the_programs() {
+    let guest = Guest::start(&[]).await;
+    let mut configuration = plain(
+        "import time\nasync def app(scope, receive, send):\n    assert scope['type'] == 'http'\n    \
+         await send({'type': 'http.response.start', 'status': 200})\n    \
+         await send({'type': 'http.response.body', 'body': time.strftime('%Z %H', time.localtime(0)).encode()})\n",
+    );
+    configuration.variables = Some([("TZ".to_owned(), "HERE-9".to_owned())].into());
+    assert_eq!(guest.configure(&configuration).await, ConfigurationAnswer::Success);
+    let reply = http(guest.get("/").await);
+    assert_eq!(reply.body, &b"HERE 09"[..]);
+    guest.stop().await;
+}
+
 #[tokio::test]
 async fn input_data_is_unpacked_and_variables_are_set() {
     let code = "import os\nasync def app(scope, receive, send):\n    assert scope['type'] == 'http'\n    \

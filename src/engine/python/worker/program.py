@@ -6,6 +6,7 @@ import inspect
 import os
 import site
 import sys
+import time
 import types
 
 from .report import Refused
@@ -32,6 +33,8 @@ def prepare(load):
     """Makes the process look as the program expects it: environment, working directory, import path."""
     for key, value in load["environment"]:
         os.environ[key] = value
+    # The C library has looked at TZ when `time` was first imported.
+    time.tzset()
     root = load["root"]
     os.chdir(root)
     sys.argv = [os.path.join(root, load["module"].replace(".", "/") + ".py")]

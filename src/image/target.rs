@@ -5,8 +5,8 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tempfile::NamedTempFile;
 
 /// The temporary files that there are.
@@ -14,7 +14,7 @@ static BEGUN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Removes what was begun, for a process that is to end now.
 pub fn abandon() {
-    for path in BEGUN.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+    for path in BEGUN.lock().drain(..) {
         let _ = fs::remove_file(path);
     }
 }
@@ -64,7 +64,7 @@ impl<'o> Target<'o> {
             .prefix(".image-")
             .tempfile_in(folder)
             .map_err(write_error)?;
-        let mut begun = BEGUN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut begun = BEGUN.lock();
         begun.retain(|path| path.exists());
         begun.push(file.path().to_owned());
         drop(begun);

@@ -3,9 +3,10 @@
 //! first whether the program has closed it.
 
 use std::future::Future;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::event::Body;
@@ -27,7 +29,7 @@ const CONNECT_PATIENCE_LIMIT: Duration = Duration::from_millis(640);
 /// What writes and reads.
 enum Io {
     /// In a box, because it goes from event to event and is large.
-    Http(Box<http1::Connection<TokioIo<TcpStream>, Body>>),
+    Http(Box<http1::Connection<TokioIo<Socket>, Body>>),
     /// One that may go on in another protocol.
     Upgradeable(Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>),
 }
@@ -41,7 +43,7 @@ pub struct Connection {
 
 impl Connection {
     /// Connects to the first of `addresses` that can be reached. Takes as long as the program does not accept.
-    pub async fn open(addresses: &[SocketAddr]) -> std::io::Result<Self> {
+    pub async fn open(addresses: &[SocketAddr]) -> io::Result<Self> {
         let mut patience = CONNECT_PATIENCE;
         let stream = loop {
             match tokio::time::timeout(patience, TcpStream::connect(addresses)).await {
@@ -54,9 +56,12 @@ impl Connection {
             // Field names are the same in any case (RFC 9110, section 5.1), but a program of ten lines may only know
             // the one that browsers write.
             .title_case_headers(true)
-            .handshake(TokioIo::new(stream))
+            // What was valid once and is still written by old programs is for us to put right (RFC 9112, sections 5.1 and 5.2).
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .handshake(TokioIo::new(Socket { stream, is_over: false }))
             .await
-            .map_err(std::io::Error::other)?;
+            .map_err(io::Error::other)?;
         Ok(Self {
             sender,
             io: Some(Io::Http(Box::new(io))),
@@ -133,5 +138,60 @@ fn poll_io(io: &mut Option<Io>, cx: &mut Context<'_>) {
     };
     if is_over {
         *io = None;
+    }
+}
+
+/// The connection's bytes. A program may answer without having read the request to its end, and close: the rest can't be
+/// written then, while the reply is there to be read. So what can't be written counts as written, until reading has told
+/// how the connection ended.
+struct Socket {
+    stream: TcpStream,
+    /// There is nothing more to be read.
+    is_over: bool,
+}
+
+impl Socket {
+    fn written(&self, result: io::Result<usize>, offered: usize) -> io::Result<usize> {
+        match result {
+            Err(_) if !self.is_over => Ok(offered),
+            result => result,
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        self.is_over |= read.is_err() || buffer.filled().len() == before;
+        Poll::Ready(read)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
+        Poll::Ready(self.written(result, bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, pieces));
+        Poll::Ready(self.written(result, pieces.iter().map(|piece| piece.len()).sum()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

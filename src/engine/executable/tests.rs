@@ -443,6 +443,35 @@ async fn a_length_beside_chunks_means_nothing() {
 }
 
 #[tokio::test]
+async fn old_ways_to_write_fields() {
+    let engine = Program::raw(
+        "def serve(client, head, rest): reply(client, b'', headers='X-Folded: a\\r\\n b\\r\\nX-Spaced : c\\r\\n')",
+    )
+    .start()
+    .await;
+    let response = get(&engine, "/").await;
+    assert_eq!(response.headers()["x-spaced"], "c");
+    let folded = response.headers()["x-folded"].to_str().unwrap();
+    assert_eq!(folded.split_ascii_whitespace().collect::<Vec<_>>(), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_reply_to_a_request_that_is_not_read() {
+    // Closing with the rest unread resets the connection, when there is more to be written already.
+    let engine = Program::raw(
+        "def serve(client, head, rest):\n    reply(client, b'too large', '413 Content Too Large')\n    return 'close'",
+    )
+    .start()
+    .await;
+    for _ in 0..20 {
+        let request = Request::post("/").body(streamed(ten_mebibytes())).unwrap();
+        let response = send(&engine, request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(text(response).await, "too large");
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_http() {
     let engine =
         Program::raw("def serve(client, head, rest):\n    client.sendall(b'hello\\r\\n\\r\\n')\n    return 'close'")

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use crate::support::{Served, built, program, request};
+use crate::support::{Served, built, executable, program, request};
 
 const SERVERS: [&str; 2] = ["exec-go", "exec-rust"];
 
@@ -78,6 +78,16 @@ async fn one_that_dies_later_is_started_again() {
         assert_eq!(app.get("/").await.status, 200);
         app.stop();
     }
+}
+
+#[tokio::test]
+async fn one_that_listens_elsewhere_is_told_of_it_before_its_time_is_up() {
+    let script = "#!/usr/bin/env python3\nimport socket, time\nserver = socket.create_server(('127.0.0.1', 0))\ntime.sleep(100)\n";
+    let folder = executable("run", script);
+    let app = Served::launch(folder.path(), &["--start-timeout", "40"]);
+    app.wait_for("so far, and is waited for on port ");
+    app.interrupt();
+    app.end();
 }
 
 #[tokio::test]

@@ -23,6 +23,9 @@ use crate::report::start::Start as Took;
 /// and the timer's own millisecond late.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
+/// A program that listens somewhere else for this long is told of where it is waited for.
+const HINT_AFTER: Duration = Duration::from_secs(2);
+
 /// Something that can be started, again and again, and then serves HTTP.
 pub trait Start: Send + Sync + 'static {
     /// Starts it and waits until it listens.
@@ -136,7 +139,7 @@ impl Lookout {
     pub async fn wait(self, mut process: Process, name: &str, advice: &str) -> Result<Listening, StartError> {
         let leader = process.leader();
         let found = tokio::select! {
-            found = tokio::time::timeout_at(self.deadline, self.look(leader)) => found,
+            found = tokio::time::timeout_at(self.deadline, self.look(leader, name)) => found,
             exit = exit_of(&mut process) => {
                 let ports = &self.ports;
                 return Err(StartError::new(format!("{name} {exit} before it listened on {ports}; {advice}"))
@@ -162,8 +165,9 @@ impl Lookout {
     }
 
     /// Waits until a process of the session that `leader` leads listens on one of the ports.
-    async fn look(&self, leader: Pid) -> io::Result<Listener> {
+    async fn look(&self, leader: Pid, name: &str) -> io::Result<Listener> {
         let ports = [self.ports.port, self.ports.conventional];
+        let mut hint = Some(Instant::now() + HINT_AFTER);
         loop {
             let mut candidates: Vec<_> = self.new_listeners()?;
             candidates.retain(|candidate| ports.contains(&candidate.address.port()));
@@ -173,6 +177,15 @@ impl Lookout {
                 candidates.sort_by_key(|candidate| candidate.address.port() != self.ports.port);
                 if let Some(found) = candidates.first() {
                     return Ok(*found);
+                }
+            }
+            if hint.is_some_and(|hint| hint <= Instant::now()) {
+                hint = None;
+                if let Some(addresses) = addresses_of(leader) {
+                    tracing::warn!(
+                        "{name} listens on {addresses} so far, and is waited for on {}",
+                        self.ports
+                    );
                 }
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -186,11 +199,9 @@ impl Lookout {
     }
 
     fn in_vain(&self, process: &Process, name: &str) -> StartError {
-        let held = listen::held_by(process.leader()).unwrap_or_default();
-        let instead: Vec<String> = held.iter().map(|listener| listener.address.to_string()).collect();
-        let instead = match &instead[..] {
-            [] => "it listens nowhere".to_owned(),
-            addresses => format!("it listens on {}", addresses.join(", ")),
+        let instead = match addresses_of(process.leader()) {
+            None => "it listens nowhere".to_owned(),
+            Some(addresses) => format!("it listens on {addresses}"),
         };
         let (ports, patience) = (&self.ports, self.patience);
         StartError::new(format!(
@@ -198,6 +209,13 @@ impl Lookout {
         ))
         .with_traceback(process.tail().text())
     }
+}
+
+/// Where the processes of the session that `leader` leads listen, for people.
+fn addresses_of(leader: Pid) -> Option<String> {
+    let held = listen::held_by(leader).unwrap_or_default();
+    let addresses: Vec<String> = held.iter().map(|listener| listener.address.to_string()).collect();
+    (!addresses.is_empty()).then(|| addresses.join(", "))
 }
 
 /// The error of [`Lookout::new`], for people.

@@ -58,8 +58,12 @@ async fn files_folders_and_their_types() {
 #[tokio::test]
 async fn what_is_not_for_everybody() {
     let folder = site();
+    std::os::unix::fs::symlink("loop", folder.path().join("public/loop")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("public/socket")).unwrap();
     let app = Served::start(folder.path(), &[]);
     for path in [
+        "/static/loop",
+        "/static/socket",
         "/static/nothing",
         "/static/.env",
         "/static/%2eenv",

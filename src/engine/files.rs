@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
+use nix::errno::Errno;
 use percent_encoding::percent_decode_str;
 use tower_http::services::ServeDir;
 
@@ -139,10 +140,16 @@ fn is_rest(rest: &str) -> bool {
 /// Whether there can't be a file of that name, as opposed to one that can't be read just now.
 fn leads_nowhere(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied};
-    matches!(
-        error.kind(),
-        NotFound | NotADirectory | InvalidFilename | InvalidInput | PermissionDenied
-    )
+    // A link that leads to itself; a socket or a device that is not there, which can't be opened.
+    let is_no_file = matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ELOOP | Errno::ENXIO)
+    );
+    is_no_file
+        || matches!(
+            error.kind(),
+            NotFound | NotADirectory | InvalidFilename | InvalidInput | PermissionDenied
+        )
 }
 
 fn nothing(path: &str) -> Failure {

@@ -52,6 +52,9 @@ const EXECUTABLE: [&str; 6] = ["run", "run.sh", "start.sh", "server", "app", "ma
 /// As much of a `manage.py` is read, in bytes: Django's own has 700.
 const MANAGE_LIMIT: u64 = 64 << 10;
 
+/// As much of an `index.html` is read, in bytes.
+const PAGE_LIMIT: u64 = 1 << 20;
+
 /// What the first bytes of a file, or its name, say it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
@@ -267,7 +270,10 @@ impl Finder<'_> {
             let why = "package.json is there".to_owned();
             return Ok(self.component(EngineKind::Node, Entrypoint::File(PathBuf::from(".")), why));
         }
-        if let Some(file) = first(&NODE) {
+        let page = self.page();
+        let of_the_page = |name: &str| page.as_deref().is_some_and(|page| names(page, name));
+        let of_node: Vec<&str> = NODE.into_iter().filter(|name| !of_the_page(name)).collect();
+        if let Some(file) = first(&of_node) {
             return self.file(&file);
         }
         let mut files = files_in(self.root);
@@ -301,6 +307,14 @@ impl Finder<'_> {
             root: self.root.to_owned(),
             there: listing(self.root),
         })
+    }
+
+    /// The site's first page, where there is one.
+    fn page(&self) -> Option<String> {
+        let mut page = Vec::new();
+        let file = File::open(self.root.join("index.html")).ok()?;
+        file.take(PAGE_LIMIT).read_to_end(&mut page).ok()?;
+        Some(String::from_utf8_lossy(&page).into_owned())
     }
 
     /// The manifest says that these are files and nothing to run.
@@ -379,6 +393,16 @@ fn django(root: &Path) -> Option<String> {
     let has = |kind: &&str| root.join(package).join(kind).with_extension("py").is_file();
     let kind = ["wsgi", "asgi"].into_iter().find(has)?;
     Some(format!("{package}.{kind}"))
+}
+
+/// Whether a page loads the script of this name, which is the browser's then: `<script src="./main.js?v=2">`, or `import`.
+fn names(page: &str, script: &str) -> bool {
+    page.match_indices(script).any(|(at, _)| {
+        let (before, after) = (&page[..at], &page[at + script.len()..]);
+        let before = before.strip_suffix('/').unwrap_or(before);
+        let before = before.strip_suffix('.').unwrap_or(before);
+        before.ends_with(['"', '\'', '=']) && after.starts_with(['"', '\'', '?', '>', ' '])
+    })
 }
 
 fn module_of(file: &Path) -> String {
@@ -469,6 +493,32 @@ mod tests {
         );
         assert_eq!(engine(&[("go.sh", b"#!/bin/sh")]), EngineKind::Executable);
         assert_eq!(engine(&[("index.html", b"<p>"), ("a.css", b"")]), EngineKind::Static);
+    }
+
+    #[test]
+    fn what_a_page_loads_is_for_browsers() {
+        let begins = |page: &str, script: &str| engine(&[("index.html", page.as_bytes()), (script, b"")]);
+        for (page, script) in [
+            ("<script src=\"app.js\" defer></script>", "app.js"),
+            ("<script src=./index.js></script>", "index.js"),
+            ("<script type=module>import '/main.mjs?v=2'</script>", "main.mjs"),
+        ] {
+            assert_eq!(begins(page, script), EngineKind::Static, "{page}");
+        }
+        for page in [
+            "<p>Run app.js",
+            "<script src=\"other/app.js\">",
+            "<script src='my-app.js'>",
+        ] {
+            assert_eq!(begins(page, "app.js"), EngineKind::Node, "{page}");
+        }
+        let both: &[(&str, &[u8])] = &[
+            ("index.html", b"<script src='main.js'>"),
+            ("main.js", b""),
+            ("server.js", b""),
+        ];
+        let (_, entrypoint, _) = found(both, Hint::default()).unwrap();
+        assert_eq!(entrypoint, Entrypoint::File("server.js".into()));
     }
 
     #[test]

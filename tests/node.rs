@@ -79,6 +79,8 @@ async fn a_plain_handler() {
     assert_eq!(bytes.headers["content-type"], "application/octet-stream");
     assert_eq!(&bytes.body[..], [0, 1, 2, 255]);
     assert_eq!(app.get("/none").await.status, 204);
+    let encoded = app.get("/encoded").await;
+    assert_eq!((encoded.status, &encoded.body[..]), (418, &[0, 1, 255][..]));
     let full = app.get("/full").await;
     assert_eq!((full.status, full.text()), (201, "made\n".to_owned()));
     assert_eq!(full.headers["content-type"], "text/x-own");

@@ -21,6 +21,7 @@ const routes = {
     headers: { "content-type": "text/x-own", "set-cookie": ["a=1", "b=2"] },
     body: "made\n",
   }),
+  "GET /encoded": () => ({ statusCode: 418, body: "AAH/", isBase64Encoded: true }),
   "GET /response": () => new Response("a response\n", { status: 202 }),
   "GET /stream": () => ({
     status: 200,

@@ -93,11 +93,11 @@
     return text;
   }
 
-  const PARTS = new Set(["status", "statusCode", "headers", "body"]);
+  const PARTS = new Set(["status", "statusCode", "headers", "body", "isBase64Encoded"]);
 
   /**
-   * `{ status, headers, body }`, the latter two optional, and nothing else. What a health check says, `{ status: "ok" }`,
-   * is no reply.
+   * `{ status, headers, body }`, the latter two optional, and nothing else but how the body is written. What a health check
+   * says, `{ status: "ok" }`, is no reply.
    */
   function isReply(value) {
     if (typeof value !== "object" || !("status" in value || "statusCode" in value)) return false;
@@ -118,7 +118,9 @@
       hasType ||= name.toLowerCase() === "content-type";
       for (const one of Array.isArray(given) ? given : [given]) fields.push(name, String(one));
     }
-    return replyWithBody(exchange, status, fields, hasType, value.body);
+    const { body } = value;
+    const isEncoded = value.isBase64Encoded && typeof body === "string";
+    return replyWithBody(exchange, status, fields, hasType, isEncoded ? Buffer.from(body, "base64") : body);
   }
 
   function pairsOf(headers) {

@@ -304,6 +304,13 @@ async fn node_servers_have_theirs() {
             socket.send(text).await;
             assert_eq!(socket.next().await, Text(format!("/chat?x=1: {text}").into()));
         }
+        // What goes wrong in one conversation is the end of no other.
+        let mut other = Socket::open(&app.address, "/chat").await;
+        other.send("fail").await;
+        assert!(!matches!(other.any().await, Some(Ok(_))));
+        app.wait_for("Error: in the middle of a conversation");
+        socket.send("two").await;
+        assert_eq!(socket.next().await, Text("/chat?x=1: two".into()));
         socket.close(1000, "").await;
         assert_eq!(Socket::refused(&app.address, "/no").await.status, 403);
         app.stop();

@@ -26,6 +26,7 @@ server.on("upgrade", (request, socket, head) => {
       const payload = rest.subarray(6, 6 + length).map((byte, at) => byte ^ rest[2 + (at % 4)]);
       rest = rest.subarray(6 + length);
       if (code === 1) {
+        if (String(payload) === "fail") throw new Error("in the middle of a conversation");
         const text = Buffer.from(`${request.url}: ${payload}`);
         socket.write(Buffer.concat([Buffer.from([0x81, text.length]), text]));
       } else if (code === 8) {

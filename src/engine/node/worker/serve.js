@@ -27,12 +27,32 @@
     }
   }
 
+  /** A connection that goes on in another protocol, which is one event until it ends. */
+  class Switched {
+    constructor(request, socket) {
+      this.id = request.headers["event-id"];
+      this.socket = socket;
+    }
+
+    fail(error) {
+      current.run(this, () => process.stderr.write(account(error) + "\n"));
+      const { socket } = this;
+      if (socket.bytesWritten > 0) return socket.destroy();
+      socket.end("HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    }
+  }
+
   const EVENTS = new Set(["request", "checkContinue", "checkExpectation"]);
 
   /** Has every server of the program's own handle each request as an event. */
   function watchServers() {
     const emit = http.Server.prototype.emit;
     http.Server.prototype.emit = function (name, request, response, ...rest) {
+      if (name === "upgrade" && response instanceof net.Socket) {
+        const event = new Switched(request, response);
+        bind(response, event);
+        return within(event, () => emit.call(this, name, request, response, ...rest));
+      }
       if (!EVENTS.has(name) || !(response instanceof http.ServerResponse)) {
         return emit.call(this, name, request, response, ...rest);
       }
@@ -77,6 +97,12 @@
       return { server: main.server, found: "exports an application with a server" };
     }
     return null;
+  }
+
+  /** Where servers of the program listen by now. */
+  function portsTaken() {
+    const servers = process._getActiveHandles().filter((handle) => handle instanceof net.Server);
+    return servers.map((server) => server.address()?.port).filter((port) => port !== undefined);
   }
 
   /** A server for a main export that answers requests, but has none; null if it does not look like that. */

@@ -216,6 +216,12 @@ export default {
         text(send(&engine, post).await.unwrap()).await,
         r#"["POST","http://a.example:81/a%20b/%C3%A9?q=%2520&r=+","host=a.example:81|x-latin=café \"\\|x-two=1, 2","né",true,"string"]"#
     );
+    let chunked = Request::post("/")
+        .header("transfer-encoding", "chunked")
+        .header("expect", "100-continue")
+        .body(Body::from("x"));
+    let seen = text(send(&engine, chunked.unwrap()).await.unwrap()).await;
+    assert_eq!(seen, r#"["POST","http://localhost/","","x",true,"string"]"#);
     let h2 = Request::get("https://b.example/").body(Body::empty()).unwrap();
     assert!(text(send(&engine, h2).await.unwrap()).await.contains("host=b.example"));
     let odd = Request::get("/x")

@@ -114,6 +114,9 @@
 
   // --- Request
 
+  // How the body came, which is over where it is a stream; Node's `fetch` refuses requests that have them.
+  const OF_CONNECTION = new Set(["transfer-encoding", "expect", "keep-alive"]);
+
   /** The request of an event. */
   class EventRequest {
     #event;
@@ -162,7 +165,7 @@
       if (this.#headers === null) {
         const pairs = [];
         for (let index = 0; index < this.#fields.length; index += 2) {
-          pairs.push([this.#fields[index], this.#fields[index + 1]]);
+          if (!OF_CONNECTION.has(this.#fields[index])) pairs.push([this.#fields[index], this.#fields[index + 1]]);
         }
         this.#headers = new Headers(pairs);
       }

@@ -182,6 +182,36 @@ async fn a_package_begins_where_it_says() {
         let engine = program.start().await;
         assert_eq!(text(get(&engine, "/").await).await, expected);
     }
+    let started = "export default { fetch: () => Response.json([...process.argv.slice(2), process.env.MODE, globalThis.before]) }";
+    for (start, expected) in [
+        (
+            r"MODE=production node src/a.mjs --loud 'two words'",
+            r#"["--loud","two words","production",null]"#,
+        ),
+        (
+            r"node --no-warnings -r ./before.js --env-file=.env src/a.mjs",
+            r#"["from a file","here"]"#,
+        ),
+        ("cross-env MODE=x node --import ./before.js src/a", r#"["x","here"]"#),
+    ] {
+        let package = serde_json::json!({ "scripts": { "start": start } }).to_string();
+        let files = [
+            ("src/a.mjs", started),
+            (
+                "src/a.js",
+                "import('./a.mjs'); module.exports = import('./a.mjs').then((a) => a.default)",
+            ),
+            ("before.js", "globalThis.before = 'here'"),
+            (".env", "MODE='from a file'"),
+            ("package.json", &package),
+        ];
+        let mut program = Program::new(&files);
+        program.component.entrypoint = Entrypoint::File(".".into());
+        assert_eq!(text(get(&program.start().await, "/").await).await, expected, "{start}");
+    }
+    let mut program = Program::new(&[("server.mjs", module), ("package.json", "{}")]);
+    program.component.entrypoint = Entrypoint::File(".".into());
+    assert_eq!(text(get(&program.start().await, "/").await).await, "server.mjs");
     let mut program = Program::new(&[("other.js", ""), ("package.json", "{}")]);
     program.component.entrypoint = Entrypoint::File(".".into());
     let error = program.fail().await;

@@ -18,8 +18,11 @@
       process.chdir(settings.root);
       w.timeout = settings.event_timeout;
       w.bodyLimit = settings.body_limit;
-      file = resolveEntry(settings.root, settings.file);
-      process.argv = [process.execPath, file];
+      w.ports = [Number(process.env.PORT), settings.conventional_port];
+      const entry = resolveEntry(settings.root, settings.file);
+      ({ file } = entry);
+      process.argv = [process.execPath, file, ...entry.words];
+      await prepare(entry);
       w.watchServers();
       w.program = await find(await loadModule(file));
       w.mark();
@@ -69,23 +72,61 @@
 
   // --- where it begins
 
-  /** The file to begin with; of a package the one that `npm start` runs, else its main one. */
+  /** The file to begin with, of a package the one that `npm start` runs, else its main one; and what goes with it. */
   function resolveEntry(root, file) {
     const entry = path.resolve(root, file);
     if (!fs.existsSync(entry)) throw new Refused(`there is no ${entry}`);
-    if (!fs.statSync(entry).isDirectory()) return entry;
+    if (!fs.statSync(entry).isDirectory()) return { file: entry, words: [], options: [] };
     const description = manifest(entry) ?? {};
-    const start = description.scripts?.start;
-    const named = /^node\s+(?:--\S+\s+)*([^\s-]\S*)$/.exec(typeof start === "string" ? start.trim() : "")?.[1];
+    const start = startOf(description.scripts?.start);
     const exported = exportOf(description.exports);
+    const found = { ...start, folder: entry };
     try {
-      const main = named ? path.join(entry, named) : exported ? path.join(entry, exported) : "./";
-      return Module.createRequire(path.join(entry, "package.json")).resolve(main);
+      const main = start.file ? path.join(entry, start.file) : exported ? path.join(entry, exported) : "./";
+      return { ...found, file: Module.createRequire(path.join(entry, "package.json")).resolve(main) };
     } catch {
-      const source = typeof description.main === "string" && /\.[cm]?ts$/.test(description.main) ? description.main : null;
-      if (source !== null && fs.existsSync(path.join(entry, source))) return path.join(entry, source);
+      const { main } = description;
+      const sources = typeof main === "string" && /\.[cm]?ts$/.test(main) ? [main] : [];
+      // Where no script says how to start, npm runs server.js.
+      const usual = ["server", "main", "app"].flatMap((name) => ["mjs", "js", "cjs"].map((ending) => `${name}.${ending}`));
+      const there = [...sources, ...(start.file ? [] : usual)].find((name) => fs.existsSync(path.join(entry, name)));
+      if (there !== undefined) return { ...found, file: path.join(entry, there) };
       const files = fs.readdirSync(entry).filter((name) => !name.startsWith(".")).slice(0, 20);
       throw new Refused(`package.json names no file that is there as "main" or "exports", nor as "node FILE" under scripts.start; there is: ${files.join(", ")}`);
+    }
+  }
+
+  // What of Node's options takes the next word for its value, and can be done to a Node that runs already.
+  const DONE_HERE = new Set(["-r", "--require", "--import", "--env-file", "--env-file-if-exists"]);
+
+  /** `NAME=value node --option FILE word`; anything else is left to the shell that is not there. */
+  function startOf(script) {
+    const none = { file: null, words: [], options: [], variables: [] };
+    if (typeof script !== "string" || /[$`|&;<>()\\\n]/.test(script)) return none;
+    const words = script.match(/(?:"[^"]*"|'[^']*'|[^\s"'])+/g)?.map((word) => word.replace(/["']/g, "")) ?? [];
+    if (words[0] === "cross-env") words.shift();
+    const variables = [];
+    while (/^\w+=/.test(words[0])) variables.push(words.shift().split(/=(.*)/s, 2));
+    if (words.shift() !== "node") return none;
+    const options = [];
+    while (words[0]?.startsWith("-")) {
+      const [name, value] = words.shift().split(/=(.*)/s, 2);
+      if (DONE_HERE.has(name)) options.push([name, value ?? words.shift()]);
+    }
+    const file = words.shift();
+    return file ? { file, words, options, variables } : none;
+  }
+
+  /** Does what `npm start` would have before the file is loaded. What the program was given is not replaced. */
+  async function prepare({ folder, options, variables = [] }) {
+    for (const [name, value] of variables) process.env[name] ??= value;
+    const required = folder && Module.createRequire(path.join(folder, "package.json"));
+    for (const [name, value] of options) {
+      if (name.startsWith("--env-file")) {
+        if (name === "--env-file" || fs.existsSync(value)) process.loadEnvFile?.(value);
+      } else if (name === "--import" && /^\.{0,2}\//.test(value)) await importModule(pathToFileURL(path.resolve(folder, value)).href);
+      else if (name === "--import") await importModule(pathToFileURL(required.resolve(value)).href);
+      else required(value);
     }
   }
 

@@ -155,6 +155,7 @@ impl Language for Node {
             "environment": environment,
             "event_timeout": settings.event_timeout.as_secs_f64(),
             "body_limit": settings.body_limit,
+            "conventional_port": settings.conventional_port,
         });
         Ok(load.to_string().into_bytes())
     }

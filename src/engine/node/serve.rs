@@ -55,7 +55,7 @@ impl Server {
                 process,
                 addresses: vec![(std::net::Ipv4Addr::LOCALHOST, port).into()],
                 listener: None,
-                own_port: false,
+                own_port: launched.found.own_port,
                 start: launched.start,
             }),
             None => {

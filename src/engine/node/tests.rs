@@ -158,6 +158,23 @@ async fn every_form_of_a_program() {
 }
 
 #[tokio::test]
+async fn what_is_exported_is_served_wherever_it_listens() {
+    let (engine, _program) = start(
+        "import { createServer } from 'node:http';
+         const server = createServer((request, response) => response.end(request.url));
+         server.listen(0, '127.0.0.1');
+         export default server",
+    )
+    .await;
+    assert_eq!(text(get(&engine, "/a").await).await, "/a");
+    assert!(engine.has_own_port(), "another one can't run beside it");
+    let program = "require('http').createServer().listen(0);
+        module.exports = (request, response) => response.end(request.url)";
+    let program = Program::new(&[("main.js", program)]);
+    assert_eq!(text(get(&program.start().await, "/b").await).await, "/b");
+}
+
+#[tokio::test]
 async fn a_package_begins_where_it_says() {
     let module = "export default { fetch: () => new Response(import.meta.url.split('/').at(-1)) }";
     for (package, expected) in [

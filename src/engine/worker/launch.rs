@@ -34,6 +34,9 @@ pub struct Found {
     /// Where it does, if the worker knows.
     #[serde(default)]
     pub port: Option<u16>,
+    /// It has taken a port of its own choice besides.
+    #[serde(default)]
+    pub own_port: bool,
     /// The program takes WebSockets, as messages.
     #[serde(default)]
     pub websockets: bool,

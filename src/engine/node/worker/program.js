@@ -43,7 +43,7 @@
     w.watchForErrors(isServer);
     if (!isServer) return ready({ listens: false });
     const port = program.server === null ? null : await w.listen(program.server);
-    ready({ listens: true, port });
+    ready({ listens: true, port, own_port: program.ownPort ?? false });
     channel.release();
   };
 
@@ -227,11 +227,15 @@
     const handler = method("handler");
     if (handler !== null) return call({ handler: handler.call }, handler.found);
     const listens = { server: null, found: "serves HTTP itself" };
+    // What listens on an address, rather than on all, does so in the next turn.
+    await new Promise(setImmediate);
     const own = await w.serverOf(main);
-    if (own !== null) return own.server.listening ? listens : own;
-    if (process.getActiveResourcesInfo().includes("TCPServerWrap")) return listens;
-    const made = w.serverFor(main);
-    if (made !== null) return made;
+    const taken = w.portsTaken();
+    if (w.ports.some((port) => taken.includes(port))) return listens;
+    // One that listens where nobody looks for it is served by what it exports.
+    const made = own ?? w.serverFor(main);
+    if (made !== null) return { ...made, ownPort: taken.length > 0 };
+    if (taken.length > 0) return listens;
     if (typeof main === "function" && isNamespace) return call({ fetch: main }, "`export default function`");
     if (message !== null) {
       const none = () => new Response("this program takes messages only\n", { status: 404 });

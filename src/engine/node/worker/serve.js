@@ -129,5 +129,5 @@
     });
   }
 
-  Object.assign(w, { watchServers, serverOf, serverFor, listen });
+  Object.assign(w, { watchServers, serverOf, serverFor, portsTaken, listen });
 }

@@ -214,6 +214,22 @@ async fn a_messages_answer_may_be_large() {
     }
 }
 
+/// As other platforms' handlers are written.
+#[tokio::test]
+async fn a_reply_may_say_its_status_code_and_have_its_body_in_base64() {
+    let reply = "{'statusCode': 201, 'body': 'aGVsbG8=', 'isBase64Encoded': ";
+    for (name, source) in [
+        ("main.py", format!("def handler(event, context):\n    return {reply}True}}\n")),
+        ("main.mjs", format!("export const handler = () => ({reply}true}});\n")),
+    ] {
+        let folder = folder_with(name, source);
+        let app = Served::start(folder.path(), &["--workers", "1"]);
+        let reply = app.get("/").await;
+        assert_eq!((reply.status, reply.text().as_str()), (201, "hello"), "{name}");
+        app.stop();
+    }
+}
+
 #[tokio::test]
 async fn a_status_that_is_none_of_http_is_json() {
     for (name, source) in [

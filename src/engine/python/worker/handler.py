@@ -4,6 +4,7 @@ What event and context hold, and what may be returned, is described in docs/prog
 """
 
 import asyncio
+import binascii
 import inspect
 import json
 import marshal
@@ -21,7 +22,7 @@ from .threads import Threads
 TEXT = (b"content-type", b"text/plain; charset=utf-8")
 JSON = (b"content-type", b"application/json")
 BYTES = (b"content-type", b"application/octet-stream")
-REPLY_KEYS = frozenset(("status", "headers", "body"))
+REPLY_KEYS = frozenset(("status", "statusCode", "headers", "body", "isBase64Encoded"))
 
 
 class Context:
@@ -170,9 +171,11 @@ class Call(Exchange):
     async def answer(self, value):
         status, headers = 200, []
         if is_reply(value):
-            status, headers, value = value["status"], headers_of(value.get("headers")), value.get("body")
-            if not isinstance(status, int) or isinstance(status, bool):
+            status, headers, body = status_of(value), headers_of(value.get("headers")), value.get("body")
+            if not is_int(status):
                 raise TypeError(f"the handler returned the status {status!r}, which is no int")
+            is_encoded = value.get("isBase64Encoded") and isinstance(body, str)
+            value = binascii.a2b_base64(body) if is_encoded else body
         elif value is None:
             status = 204
         has_type = any(name.lower() == b"content-type" for name, _ in headers)
@@ -259,9 +262,18 @@ def settle(future, result, error):
 
 def is_reply(value):
     """Whether it is status, headers and body, rather than JSON: what a health check says, {"status": "ok"}, is no reply."""
-    if not isinstance(value, dict) or "status" not in value or not REPLY_KEYS.issuperset(value):
+    if not isinstance(value, dict) or not REPLY_KEYS.issuperset(value):
         return False
-    return len(value) > 1 or type(value["status"]) is not bool and isinstance(value["status"], int)
+    status = status_of(value)
+    return status is not None and (len(value) > 1 or is_int(status))
+
+
+def status_of(reply):
+    return reply.get("status", reply.get("statusCode"))
+
+
+def is_int(value):
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def encode_body(value):

@@ -220,10 +220,8 @@ mod tests {
         assert!(files.changed().await.unwrap().contains(&root.join("main.py")));
         std::fs::write(above.path().join("other"), "x").unwrap();
         std::fs::create_dir(&root).unwrap();
-        assert_eq!(
-            files.changed().await.unwrap().into_iter().collect::<Vec<_>>(),
-            [root.clone()]
-        );
+        let changed = files.changed().await.unwrap();
+        assert!(changed.len() == 1 && changed.contains(&root), "{changed:?}");
         std::fs::write(root.join("main.py"), "x").unwrap();
         let changed = files.changed().await.unwrap();
         assert_eq!(changed.into_iter().collect::<Vec<_>>(), [root.join("main.py")]);

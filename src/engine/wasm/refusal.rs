@@ -52,7 +52,7 @@ const BUILT_FOR: [(&str, &str); 14] = [
 ];
 
 /// What compilers' errors mean that are not about a mistake in the code.
-const COMPILER_SAYS: [(&str, &str); 4] = [
+const COMPILER_SAYS: [(&str, &str); 6] = [
     (
         "unexpected end",
         "the file is not whole; build it again, or copy it again",
@@ -64,6 +64,14 @@ const COMPILER_SAYS: [(&str, &str); 4] = [
     (
         "threads must be enabled",
         "threads are not offered; build it without them",
+    ),
+    (
+        "exceptions proposal not enabled",
+        "exceptions are not offered; build it without them (C++: -fno-exceptions)",
+    ),
+    (
+        "gc types",
+        "garbage collection by the host is not offered; build it with a collector of its own",
     ),
     (
         "memory has a minimum byte size",

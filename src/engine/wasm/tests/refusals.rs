@@ -102,6 +102,18 @@ async fn what_the_compiler_does_not_take_is_told_with_what_to_do() {
             r#"(module (memory 1 2 shared) (func (export "_start")))"#,
             "threads are not offered; build it without them",
         ),
+        (
+            r#"(module (tag) (func (export "_start")))"#,
+            "exceptions are not offered; build it without them",
+        ),
+        (
+            r#"(module (type (struct)) (func (export "_start")))"#,
+            "garbage collection by the host is not offered",
+        ),
+        (
+            r#"(module (table 1 externref) (func (export "_start")))"#,
+            "garbage collection by the host is not offered",
+        ),
     ] {
         let refused = refusal(guest).await;
         assert!(refused.contains(instead), "{refused}");

@@ -19,10 +19,6 @@ use super::stdio::Stdin;
 use crate::event::{Context, Failure, FailureKind};
 use crate::program::sandbox::Directory;
 
-/// Resources (streams, bodies, headers, open files) that a guest may hold at once; some hold buffers outside its own
-/// memory, or descriptors of this process.
-const RESOURCES: usize = 2048;
-
 /// What every guest of one program is granted.
 pub(super) struct Grants {
     pub(super) component: Arc<str>,
@@ -75,14 +71,14 @@ impl Grants {
     /// What the store of a core module holds.
     pub(super) fn module(mut wasi: WasiCtxBuilder, limits: Limits) -> ModuleHost {
         let mut wasi = wasi.build_p1();
-        wasi.ctx().table.set_max_capacity(RESOURCES);
+        wasi.ctx().table.set_max_capacity(limits.resources());
         ModuleHost { wasi, limits }
     }
 
     /// What the store of a component holds.
     pub(super) fn component(&self, mut wasi: WasiCtxBuilder, log: &Log, limits: Limits) -> ComponentHost {
         let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCES);
+        table.set_max_capacity(limits.resources());
         let sockets = self.sockets.then(|| {
             let sockets = Sockets::new(self.component.clone(), self.outgoing.rules.clone(), log.clone());
             sockets.grant(&mut wasi);
@@ -143,7 +139,7 @@ impl ComponentHost {
     /// Whether so many resources are left from earlier events that the next may not find room for its own. Some stay though
     /// the guest did its part: Wasmtime's `outgoing-handler.handle` keeps the options that it is given.
     pub(super) fn is_crowded(&mut self) -> bool {
-        self.table.iter_mut().count() > RESOURCES / 2
+        self.table.iter_mut().count() > self.limits.resources() / 2
     }
 
     /// For another event beside those that there are.

@@ -13,6 +13,12 @@ pub(super) const TABLE_ELEMENTS: usize = 1 << 18;
 pub(super) const INSTANCES: u32 = 256;
 /// Linear memories of one component.
 const MEMORIES: usize = 16;
+/// Resources (streams, bodies, headers, open files) that a guest may hold at once, however little and however much memory it
+/// may have; some hold descriptors of this process.
+const RESOURCES: (usize, usize) = (512, 2048);
+/// What a resource may hold outside the guest's memory, in bytes: the headers of a message, or the writes of a body that
+/// wait.
+const RESOURCE: usize = 128 << 10;
 /// A Wasm page.
 const PAGE: usize = 64 << 10;
 /// What an element of a table takes, in bytes: a pointer, of whichever kind.
@@ -104,6 +110,12 @@ impl Limits {
     /// Set when the guest is interrupted while it computes, for others to have their turn.
     pub(super) fn interrupted(&self) -> &Arc<AtomicBool> {
         &self.interrupted
+    }
+
+    /// Resources that the guest may hold at once: no more than take as much memory as it may have itself, unless that is
+    /// too few to work with.
+    pub(super) fn resources(&self) -> usize {
+        (self.limit / RESOURCE).clamp(RESOURCES.0, RESOURCES.1)
     }
 
     /// For another event.
@@ -239,6 +251,14 @@ mod tests {
         second.memory_grow_failed(wasmtime::format_err!("no room")).unwrap();
         drop(second);
         assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_guest_of_little_memory_holds_few_resources() {
+        let budget = budget(64 << 30);
+        for (limit, resources) in [(1 << 20, 512), (128 << 20, 1024), (usize::MAX, 2048)] {
+            assert_eq!(Limits::new(budget, limit).resources(), resources);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::instances::Instances;
 use super::limits::Limits;
 use super::load::{COMMAND, Code, SERVICE};
 use super::message::{self, MessagePre};
+use super::outgoing::bounds;
 use super::runtime::{self, Runtime};
 use super::{refusal, service, sockets};
 use crate::engine::StartError;
@@ -277,6 +278,7 @@ pub(super) fn offered(engine: &Engine, concurrent: bool) -> Result<ComponentLink
             p3::add_to_linker(&mut linker)?;
             wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
         }
+        bounds::add_to_linker(&mut linker, concurrent)?;
         sockets::add_to_linker(&mut linker, concurrent)
     };
     add().map_err(|error| StartError::new(format!("what components import can't be offered: {error:#}")))?;

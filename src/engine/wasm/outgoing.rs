@@ -7,6 +7,7 @@
 //! ```
 
 mod apart;
+pub(super) mod bounds;
 pub(super) mod connect;
 
 use std::error::Error as _;

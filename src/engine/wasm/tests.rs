@@ -498,6 +498,64 @@ fn component(body: &str) -> String {
     )
 }
 
+/// What a request holds outside a guest's memory is bounded: nothing there counts it.
+#[tokio::test]
+async fn a_request_has_no_method_or_authority_of_any_length() {
+    let guest = r#"(component
+        (import "wasi:http/types@0.2.0" (instance $types
+            (export "incoming-request" (type (sub resource)))
+            (export "response-outparam" (type (sub resource)))
+            (export "fields" (type $fields (sub resource)))
+            (export "outgoing-request" (type $request (sub resource)))
+            (type $methods (variant (case "get") (case "head") (case "post") (case "put") (case "delete")
+                (case "connect") (case "options") (case "trace") (case "patch") (case "other" string)))
+            (export "method" (type $method (eq $methods)))
+            (export "[constructor]fields" (func (result (own $fields))))
+            (export "[constructor]outgoing-request"
+                (func (param "headers" (own $fields)) (result (own $request))))
+            (export "[method]outgoing-request.set-method"
+                (func (param "self" (borrow $request)) (param "method" $method) (result (result))))
+            (export "[method]outgoing-request.set-authority"
+                (func (param "self" (borrow $request)) (param "authority" (option string)) (result (result))))))
+        (alias export $types "incoming-request" (type $incoming))
+        (alias export $types "response-outparam" (type $out))
+        (core module $m1 (memory (export "memory") 1))
+        (core instance $m1 (instantiate $m1))
+        (alias core export $m1 "memory" (core memory $memory))
+        (core func $fields (canon lower (func $types "[constructor]fields")))
+        (core func $new (canon lower (func $types "[constructor]outgoing-request")))
+        (core func $method (canon lower (func $types "[method]outgoing-request.set-method")
+            (memory $memory)))
+        (core func $authority (canon lower (func $types "[method]outgoing-request.set-authority")
+            (memory $memory)))
+        (core module $m2
+            (import "" "memory" (memory 1))
+            (import "" "fields" (func $fields (result i32)))
+            (import "" "new" (func $new (param i32) (result i32)))
+            (import "" "method" (func $method (param i32 i32 i32 i32) (result i32)))
+            (import "" "authority" (func $authority (param i32 i32 i32 i32) (result i32)))
+            (func $expect (param i32 i32) (if (i32.ne (local.get 0) (local.get 1)) (then unreachable)))
+            (func (export "handle") (param i32 i32) (local $request i32)
+                (memory.fill (i32.const 0) (i32.const 65) (i32.const 2000))
+                (local.set $request (call $new (call $fields)))
+                (call $expect (call $method (local.get $request) (i32.const 9) (i32.const 0) (i32.const 1024)) (i32.const 0))
+                (call $expect (call $method (local.get $request) (i32.const 9) (i32.const 0) (i32.const 1025)) (i32.const 1))
+                (call $expect (call $authority (local.get $request) (i32.const 1) (i32.const 0) (i32.const 1024)) (i32.const 0))
+                (call $expect (call $authority (local.get $request) (i32.const 1) (i32.const 0) (i32.const 1025)) (i32.const 1))))
+        (core instance $m2 (instantiate $m2 (with "" (instance
+            (export "memory" (memory $memory))
+            (export "fields" (func $fields))
+            (export "new" (func $new))
+            (export "method" (func $method))
+            (export "authority" (func $authority))))))
+        (func $handle (param "request" (own $incoming)) (param "response-out" (own $out))
+            (canon lift (core func $m2 "handle")))
+        (instance $handler (export "handle" (func $handle)))
+        (export "wasi:http/incoming-handler@0.2.0" (instance $handler)))"#;
+    let failure = get(&engine(guest).await).await.unwrap_err();
+    assert!(failure.message.contains("without a response"), "{}", failure.message);
+}
+
 #[tokio::test]
 async fn a_component_that_sets_no_response_is_told_so() {
     let guest = engine(&component("")).await;

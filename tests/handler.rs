@@ -219,7 +219,10 @@ async fn a_messages_answer_may_be_large() {
 async fn a_reply_may_say_its_status_code_and_have_its_body_in_base64() {
     let reply = "{'statusCode': 201, 'body': 'aGVsbG8=', 'isBase64Encoded': ";
     for (name, source) in [
-        ("main.py", format!("def handler(event, context):\n    return {reply}True}}\n")),
+        (
+            "main.py",
+            format!("def handler(event, context):\n    return {reply}True}}\n"),
+        ),
         ("main.mjs", format!("export const handler = () => ({reply}true}});\n")),
     ] {
         let folder = folder_with(name, source);

@@ -549,6 +549,8 @@ impl Worker {
     }
 
     fn has_blocked_for(&self, time: Duration) -> bool {
-        self.blocked.lock().is_some_and(|blocked| blocked.since.elapsed() >= time)
+        self.blocked
+            .lock()
+            .is_some_and(|blocked| blocked.since.elapsed() >= time)
     }
 }

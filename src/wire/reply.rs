@@ -30,10 +30,10 @@ impl ConfigurationAnswer {
                 text(&mut out, "success");
                 out.push(0xc2);
                 text(&mut out, "error");
-                text(&mut out, &error[..floor_char_boundary(error, half)]);
+                text(&mut out, &error[..error.floor_char_boundary(half)]);
                 text(&mut out, "traceback");
                 let from = traceback.len().saturating_sub(half);
-                text(&mut out, &traceback[ceil_char_boundary(traceback, from)..]);
+                text(&mut out, &traceback[traceback.ceil_char_boundary(from)..]);
             }
         }
         out
@@ -239,21 +239,6 @@ fn binary(out: &mut Vec<u8>, value: &[u8]) {
 
 fn number(out: &mut Vec<u8>, value: u16) {
     let _ = rmp::encode::write_uint(out, value.into());
-}
-
-fn floor_char_boundary(text: &str, mut index: usize) -> usize {
-    index = index.min(text.len());
-    while !text.is_char_boundary(index) {
-        index -= 1;
-    }
-    index
-}
-
-fn ceil_char_boundary(text: &str, mut index: usize) -> usize {
-    while !text.is_char_boundary(index) {
-        index += 1;
-    }
-    index
 }
 
 #[cfg(test)]

@@ -84,8 +84,13 @@ fn panic_of_go(tail: &str) -> Option<&str> {
     tail.lines().find(begins)
 }
 
+/// As much of what a guest gives for a reason is told, in bytes: it may be as long as the guest's memory.
+const REASON_LIMIT: usize = 4 << 10;
+
 /// A guest that ended well and broke its interface all the same.
 pub(super) fn broke_interface(message: impl Into<String>, log: &Log) -> Failure {
+    let mut message = message.into();
+    message.truncate(message.floor_char_boundary(REASON_LIMIT));
     with_account(Failure::new(FailureKind::Program, message), log, None)
 }
 
@@ -112,6 +117,13 @@ pub(super) fn bad_request(error: &wasmtime::Error) -> Failure {
 mod tests {
     use super::*;
     use crate::event::EventId;
+
+    #[test]
+    fn a_reason_of_any_length_is_told_in_part() {
+        let log = Log::new(&"test".into(), EventId::NONE, "stderr");
+        let told = broke_interface("é".repeat(1 << 20), &log);
+        assert_eq!(told.message, "é".repeat(REASON_LIMIT / 2));
+    }
 
     #[test]
     fn a_guest_that_there_is_no_memory_to_make_may_have_some_later() {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::uri::{PathAndQuery, Uri};
+use http::uri::{Authority, PathAndQuery, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper_util::client::legacy::connect::capture_connection;
@@ -185,6 +185,10 @@ impl Hooks {
         mut request: http::Request<WasiBody>,
         options: RequestOptions,
     ) -> Result<Sending<Answer>, HttpError> {
+        normalize(request.uri_mut()).map_err(|wrong| {
+            self.log.refuse(&format!("refused a request: {wrong}"));
+            HttpError::HttpRequestUriInvalid
+        })?;
         let way = self.outgoing.way(request.uri()).map_err(|line| {
             let uri = request.uri();
             self.log.refuse(&format!(
@@ -301,6 +305,31 @@ impl Outgoing {
     }
 }
 
+/// Has the host of a target be in lower case, which is how hosts are compared (RFC 3986, section 3.2.2).
+///
+/// # Errors
+/// What names no host alone: a user, whom nobody may send along (RFC 9110, section 4.2.4), or a port that is none, which
+/// would be taken for the usual one.
+fn normalize(uri: &mut Uri) -> Result<(), &'static str> {
+    let Some(authority) = uri.authority() else {
+        return Ok(());
+    };
+    let text = authority.as_str();
+    if text.contains('@') {
+        return Err("its authority names a user");
+    }
+    if !matches!(&text[authority.host().len()..], "" | ":") && authority.port_u16().is_none() {
+        return Err("its port is no number from 0 to 65535");
+    }
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        let lower = Authority::try_from(text.to_ascii_lowercase()).ok();
+        let mut parts = std::mem::take(uri).into_parts();
+        parts.authority = lower;
+        *uri = Uri::from_parts(parts).unwrap_or_default();
+    }
+    Ok(())
+}
+
 /// What went wrong, as `wasi:http` says it, and in the guest's log as it was.
 fn tell(error: &ClientError, uri: &Uri, log: &Log) -> HttpError {
     let mut cause = error.source();
@@ -400,6 +429,25 @@ mod tests {
             let line = way(&["https://other.example.org"], uri).err().unwrap();
             assert!(way(&[&line], uri).is_ok(), "{uri}: {line}");
         }
+    }
+
+    #[test]
+    fn hosts_are_compared_in_lower_case_and_ports_are_numbers() {
+        let normalized = |uri: &str| {
+            let mut uri: Uri = uri.parse().unwrap();
+            normalize(&mut uri).map(|()| uri.to_string())
+        };
+        assert_eq!(normalized("http://Shop.INTERNAL/A").unwrap(), "http://shop.internal/A");
+        for whole in [
+            "http://[::1]:80/",
+            "http://a.example/",
+            "http://a.example:/x",
+            "http://a.example:65535/",
+        ] {
+            assert_eq!(normalized(whole).unwrap(), whole);
+        }
+        assert!(normalized("http://127.0.0.1:72935/").unwrap_err().contains("port"));
+        assert!(normalized("http://me:secret@a.example/").unwrap_err().contains("user"));
     }
 
     #[test]

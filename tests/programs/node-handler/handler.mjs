@@ -56,5 +56,5 @@ const routes = {
     }
     return "waited\n";
   },
-  "GET /status": () => ({ status: "fine" }),
+  "GET /status": () => ({ status: "fine", body: "as it should be\n" }),
 };

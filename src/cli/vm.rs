@@ -74,7 +74,7 @@ pub struct Machine {
     data: Option<PathBuf>,
 
     /// A folder for what the program leaves in /data, brought up to date after each event that changes it. What the program
-    /// removes there stays here
+    /// removes there stays here; links, and what is on volumes, are left out
     #[arg(long, value_name = "FOLDER")]
     output: Option<PathBuf>,
 

@@ -96,7 +96,8 @@
     }
   }
 
-  // What of Node's options takes the next word for its value, and can be done to a Node that runs already.
+  // What of Node's options takes the next word for its value; and what of these can be done to a Node that runs already.
+  const TAKES_WORD = new Set(["-C", "--conditions", "--loader", "--experimental-loader", "--watch-path", "--title"]);
   const DONE_HERE = new Set(["-r", "--require", "--import", "--env-file", "--env-file-if-exists"]);
 
   /** `NAME=value node --option FILE word`; anything else is left to the shell that is not there. */
@@ -112,6 +113,7 @@
     while (words[0]?.startsWith("-")) {
       const [name, value] = words.shift().split(/=(.*)/s, 2);
       if (DONE_HERE.has(name)) options.push([name, value ?? words.shift()]);
+      else if (TAKES_WORD.has(name) && value === undefined) words.shift();
     }
     const file = words.shift();
     return file ? { file, words, options, variables } : none;

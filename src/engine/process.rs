@@ -232,6 +232,11 @@ impl Process {
         self.leader
     }
 
+    /// Whether it has ended by now, as far as the kernel says.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// The program's last lines.
     pub fn tail(&self) -> &Tail {
         &self.tail

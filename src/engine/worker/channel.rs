@@ -344,11 +344,6 @@ impl Channel {
         self.sign_of_life.notify_waiters();
     }
 
-    /// Why the worker is gone, once it is.
-    pub fn closed(&self) -> Option<Failure> {
-        self.streams.lock().closed.clone()
-    }
-
     /// Opens a stream for an event, and sends the frame with which it begins.
     fn begin(
         &self,
@@ -421,10 +416,12 @@ impl Channel {
 
     async fn write_leftovers(&self) -> io::Error {
         loop {
-            self.leftover.notified().await;
-            if let Err(error) = self.write_leftover().await {
+            // A run that was dropped may have taken the notice, and not have written all.
+            let is_left = !self.outgoing.lock().is_empty();
+            if is_left && let Err(error) = self.write_leftover().await {
                 return error;
             }
+            self.leftover.notified().await;
         }
     }
 

@@ -48,10 +48,8 @@ impl Warm {
 
     /// The warm interpreter of that language, if there is one that still lives.
     pub fn take(&self, language: &dyn Language) -> Option<Interpreter> {
-        self.0
-            .lock()
-            .remove(language.name())
-            .filter(|warm| warm.channel.closed().is_none())
+        let mut warm = self.0.lock().remove(language.name())?;
+        (!warm.process.has_ended()).then_some(warm)
     }
 
     /// Ends the interpreters that nobody took.

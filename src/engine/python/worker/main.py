@@ -115,13 +115,16 @@ class Worker:
         found = {"found": f"`{name}` is {kind}", "websockets": self.program.websockets}
         # The loop runs from here to the end: each run of its own would be some turns more.
         loop.call_soon(self.program.start, lambda reason: self.started(found, reason))
-        status = 0
+        status, worker = 0, os.getpid()
         try:
             loop.run_forever()
         except BaseException as error:
+            if os.getpid() != worker:
+                # A child that a task has forked, which has no part in the channel.
+                raise
             # A task of the program's own has called sys.exit(). Its threads have no say in when that is.
             sys.stderr.write(own_traceback(error))
-            status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+            status = exit_status(error)
         self.channel.flush_blocking()
         leave(status)
 
@@ -247,6 +250,15 @@ class Beginner:
         if self.step is not None or context is None:
             return type(self.loop).call_soon(self.loop, callback, *arguments, context=context)
         self.step = callback, arguments, context
+
+
+def exit_status(error):
+    """As Python itself has it."""
+    if not isinstance(error, SystemExit):
+        return 1
+    if error.code is None:
+        return 0
+    return error.code if isinstance(error.code, int) else 1
 
 
 def leave(status):

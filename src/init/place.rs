@@ -57,9 +57,10 @@ impl Place {
     pub async fn set_up(&self, configuration: &Configuration, settings: &Settings) -> Result<(), PlaceError> {
         match self {
             Self::Machine { services, mtu } => set_up_machine(configuration, services, *mtu, settings).await,
-            Self::Folder { devices, .. } => {
+            Self::Folder { root, devices } => {
                 for volume in &configuration.volumes {
                     let target = self.inside(&volume.mount)?;
+                    no_link_on_the_way(root, &target)?;
                     std::fs::create_dir_all(&target)?;
                     if volume.read_only {
                         let image = devices.iter().find(|(name, _)| *name == volume.device).ok_or_else(|| {
@@ -72,7 +73,9 @@ impl Place {
                             .map_err(|error| format!("volume {} on {}: {error}", volume.device, volume.mount))?;
                     }
                 }
-                Ok(())
+                // What is unpacked there comes after the volumes.
+                no_link_on_the_way(root, &self.path("/data"))?;
+                no_link_on_the_way(root, &self.path("/opt/code"))
             }
         }
     }
@@ -86,6 +89,17 @@ impl Place {
             return Err(format!("the mount point {path:?} must be an absolute path without `..`").into());
         }
         Ok(self.path(path))
+    }
+}
+
+/// # Errors
+/// A part of `path`, which is below `root`, is a link: a volume that was unpacked before may have made it, to lead elsewhere on
+/// this machine.
+fn no_link_on_the_way(root: &Path, path: &Path) -> Result<(), PlaceError> {
+    let mut parts = path.ancestors().take_while(|part| *part != root);
+    match parts.find(|part| part.is_symlink()) {
+        Some(link) => Err(format!("{} is a link, and would lead out of the folder", link.display()).into()),
+        None => Ok(()),
     }
 }
 
@@ -134,4 +148,24 @@ async fn set_up_machine(
     // It may wait for a device, and mount(2) for a disk.
     tokio::task::spawn_blocking(move || volumes::mount_all(&volumes)).await??;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_put_through_a_link_of_an_earlier_volume() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::Folder {
+            root: folder.path().to_owned(),
+            devices: Vec::new(),
+        };
+        let settings = Settings::default();
+        place.set_up(&Configuration::default(), &settings).await.unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), folder.path().join("opt")).unwrap();
+        let refused = place.set_up(&Configuration::default(), &settings).await.unwrap_err();
+        assert!(refused.to_string().contains("opt is a link"), "{refused}");
+    }
 }

@@ -188,6 +188,10 @@ impl<'a> Writer<'a> {
             self.folder(parent)?;
         }
         let path = self.target.join(name);
+        if path.is_symlink() {
+            // From an earlier time: what is there of a file is replaced, too.
+            let _ = fs::remove_file(&path);
+        }
         std::os::unix::fs::symlink(to, &path).map_err(|error| ArchiveError::Write { path, error })
     }
 
@@ -238,6 +242,10 @@ mod tests {
         assert_eq!(fs::read_to_string(target.path().join("pkg/b.py")).unwrap(), "a = 1");
         let interpreter = fs::read_link(target.path().join("venv/bin/python3")).unwrap();
         assert_eq!(interpreter, Path::new("/usr/bin/python3"));
+        // Once more, into the same folder, as it is where that is kept.
+        unzip(zip_of(&[("pkg/b.py", "-> sub/c.py")]), target.path()).unwrap();
+        let link = fs::read_link(target.path().join("pkg/b.py")).unwrap();
+        assert_eq!(link, Path::new("sub/c.py"));
         let without = target.path().join("without");
         unzip_without_links(zip_of(&[("a", "1"), ("b", "-> /etc/passwd")]), &without).unwrap();
         assert!(without.join("a").is_file() && !without.join("b").is_symlink());

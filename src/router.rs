@@ -9,7 +9,7 @@ use http::header::{ALLOW, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use crate::engine::{Engine, Handling};
-use crate::event::{Body, Event, Failure, FailureKind, Input, Reply};
+use crate::event::{Body, Event, Failure, FailureKind, Input, Reply, shown};
 use crate::program::Component;
 use crate::program::route::{Fit, Route};
 use crate::program::subscription::Subject;
@@ -76,7 +76,7 @@ impl Router {
             Input::Http(request) => match self.by_route(request) {
                 Choice::Component(running) => running.engine.handle(event),
                 Choice::Methods(methods) => answered(Ok(method_not_allowed(&methods))),
-                Choice::None => not_found(format!("no component has a route for {}", request.uri().path())),
+                Choice::None => not_found(format!("no component has a route for {}", shown(request.uri().path()))),
             },
             Input::Message(message) => match self.for_message(&message.body) {
                 Some(running) => running.engine.handle(event),

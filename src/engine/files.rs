@@ -14,7 +14,7 @@ use percent_encoding::percent_decode_str;
 use tower_http::services::ServeDir;
 
 use super::{Engine, Handling, StartError, Working};
-use crate::event::{Body, Event, Failure, FailureKind, Input, Reply};
+use crate::event::{Body, Event, Failure, FailureKind, Input, Reply, shown};
 use crate::program::Component;
 
 /// The folder that `component` is.
@@ -101,7 +101,10 @@ impl Engine for Files {
                 if leads_nowhere(&error) {
                     return nothing(&path);
                 }
-                Failure::new(FailureKind::Unavailable, format!("{component}: {path}: {error}"))
+                Failure::new(
+                    FailureKind::Unavailable,
+                    format!("{component}: {}: {error}", shown(&path)),
+                )
             };
             // In a box, as few ask for a part.
             let part = head.headers.contains_key(RANGE).then(|| Box::new(head.clone()));
@@ -153,7 +156,7 @@ fn leads_nowhere(error: &io::Error) -> bool {
 }
 
 fn nothing(path: &str) -> Failure {
-    Failure::new(FailureKind::NotFound, format!("there is no file for {path}"))
+    Failure::new(FailureKind::NotFound, format!("there is no file for {}", shown(path)))
 }
 
 /// Whether a path leads to what is not shown: files and folders whose names begin with a dot (`.git`, `.env`), other

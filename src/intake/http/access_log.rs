@@ -1,11 +1,9 @@
 //! One line for each request: for people, or for scripts; and beside it, whatever its form, what failed inside.
 
-use std::fmt::Display;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use percent_encoding::{CONTROLS, utf8_percent_encode};
-
 use super::Served;
+use crate::event::shown;
 use crate::event::trace::REQUEST_ID;
 use crate::program::manifest::AccessLog;
 
@@ -44,12 +42,6 @@ fn text(served: &Served<'_>, coloured: bool) -> String {
     )
 }
 
-/// A path as it is to be written in a request. Some clients write other letters than ASCII, among which are those that command
-/// terminals (ECMA-48, C1).
-fn shown(path: &str) -> impl Display {
-    utf8_percent_encode(path, CONTROLS)
-}
-
 /// What a script reads of a request. `time` is in seconds since 1970, of the reply's head.
 fn json(served: &Served<'_>) -> serde_json::Value {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -69,17 +61,4 @@ fn json(served: &Served<'_>) -> serde_json::Value {
         json["error"] = failure.message.as_str().into();
     }
     json
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_commands_no_terminal() {
-        assert_eq!(
-            shown("/a%20b?c=\u{e9}\u{9b}31m").to_string(),
-            "/a%20b?c=%C3%A9%C2%9B31m"
-        );
-    }
 }

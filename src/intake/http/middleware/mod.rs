@@ -85,15 +85,13 @@ impl Middleware {
         F: Future<Output = Response<Body>> + Send,
     {
         let id = self.request_id.then(|| trace::request_id(request.headers_mut(), event));
-        let admitted = self
-            .rate
-            .as_ref()
-            .zip(client)
-            .map(|(rate, client)| rate.admit(client, Instant::now()));
         let compression = self.compression.as_ref().filter(|_| client.is_some());
-        let admit = async |request| match admitted {
-            Some(Err(wait)) => self.too_many(wait),
-            _ => self.compressed(request, compression, next).await,
+        let admit = async |request| {
+            let rate = self.rate.as_ref().zip(client);
+            match rate.map(|(rate, client)| rate.admit(client, Instant::now())) {
+                Some(Err(wait)) => self.too_many(wait),
+                _ => self.compressed(request, compression, next).await,
+            }
         };
         let mut response = self.shared(request, admit).await;
         if let Some(id) = id {

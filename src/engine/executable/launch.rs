@@ -23,7 +23,7 @@ use crate::report::start::Start as Took;
 /// and the timer's own millisecond late.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// A program that listens somewhere else for this long is told of where it is waited for.
+/// A program that listens somewhere else by then is told where it is waited for.
 const HINT_AFTER: Duration = Duration::from_secs(2);
 
 /// Something that can be started, again and again, and then serves HTTP.

@@ -172,6 +172,13 @@ async fn what_is_exported_is_served_wherever_it_listens() {
         module.exports = (request, response) => response.end(request.url)";
     let program = Program::new(&[("main.js", program)]);
     assert_eq!(text(get(&program.start().await, "/b").await).await, "/b");
+    let (engine, _program) = start(
+        "import { createServer } from 'node:http';
+         createServer().listen(0);
+         export default function (request) { return new Response(new URL(request.url).pathname) }",
+    )
+    .await;
+    assert_eq!(text(get(&engine, "/c").await).await, "/c");
 }
 
 /// Node 20.12 and newer (nodejs.org/api/process.html#processloadenvfilepath).

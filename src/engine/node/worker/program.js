@@ -97,7 +97,7 @@
   }
 
   // What of Node's options takes the next word for its value; and what of these can be done to a Node that runs already.
-  const TAKES_WORD = new Set(["-C", "--conditions", "--loader", "--experimental-loader", "--watch-path", "--title"]);
+  const TAKES_WORD = new Set(["-C", "--conditions", "--loader", "--experimental-loader", "--watch-path", "--title", "--input-type", "--disable-warning"]);
   const DONE_HERE = new Set(["-r", "--require", "--import", "--env-file", "--env-file-if-exists"]);
 
   /** `NAME=value node --option FILE word`; anything else is left to the shell that is not there. */
@@ -112,6 +112,7 @@
     const options = [];
     while (words[0]?.startsWith("-")) {
       const [name, value] = words.shift().split(/=(.*)/s, 2);
+      if (["-e", "--eval", "-p", "--print"].includes(name)) return none;
       if (DONE_HERE.has(name)) options.push([name, value ?? words.shift()]);
       else if (TAKES_WORD.has(name) && value === undefined) words.shift();
     }
@@ -237,8 +238,8 @@
     // One that listens where nobody looks for it is served by what it exports.
     const made = own ?? w.serverFor(main);
     if (made !== null) return { ...made, ownPort: taken.length > 0 };
-    if (taken.length > 0) return listens;
     if (typeof main === "function" && isNamespace) return call({ fetch: main }, "`export default function`");
+    if (taken.length > 0) return listens;
     if (message !== null) {
       const none = () => new Response("this program takes messages only\n", { status: 404 });
       return call({ fetch: none }, method("message").found);

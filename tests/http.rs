@@ -214,6 +214,13 @@ async fn pages_of_other_origins() {
 async fn who_asks_too_often_has_to_wait() {
     let http = "rate_limit = { requests = 2, seconds = 3600 }\nrequest_id = true\ncors = { origins = [\"*\"] }";
     let (_folder, app) = app(http, &[]);
+    for _ in 0..3 {
+        // A browser's question before a request is none.
+        let before = Request::options("/")
+            .header("origin", "https://a.example")
+            .header("access-control-request-method", "PUT");
+        assert_eq!(request(&app.address, before, "").await.status, 200);
+    }
     assert_eq!(app.get("/").await.status, 200);
     assert_eq!(app.get("/").await.status, 200);
     let refused = app.get("/").await;

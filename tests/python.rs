@@ -355,16 +355,18 @@ async fn a_worker_that_blocks_for_nobody_gets_no_events() {
 async fn a_task_may_end_the_process_whatever_its_threads_do() {
     let folder = folder_with(
         "main.py",
-        "import asyncio, sys, threading\nasync def leave():\n    sys.exit(3)\nasync def app(scope, receive, send):\n    \
+        "import asyncio, sys, threading\nasync def leave(status):\n    sys.exit(status)\nasync def app(scope, receive, send):\n    \
          assert scope['type'] == 'http'\n    \
          asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)\n    \
-         await asyncio.create_task(leave())\n",
+         await asyncio.create_task(leave({'/': None, '/3': 3}[scope['path']]))\n",
     );
-    let app = Served::start(folder.path(), &["--workers", "1"]);
-    let reply = app.post("/", "").await;
-    assert_eq!(reply.status, 502);
-    assert!(reply.text().contains("exited with status 3"), "{}", reply.text());
-    app.stop();
+    for (path, expected) in [("/3", "exited with status 3"), ("/", "exited with status 0")] {
+        let app = Served::start(folder.path(), &["--workers", "1"]);
+        let reply = app.post(path, "").await;
+        assert_eq!(reply.status, 502);
+        assert!(reply.text().contains(expected), "{}", reply.text());
+        app.stop();
+    }
 }
 
 #[tokio::test]

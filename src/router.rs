@@ -73,6 +73,7 @@ impl Router {
     /// Gives an event to the component with the most specific route or subscription for it.
     pub fn handle(&self, event: Event) -> Handling {
         match &event.input {
+            Input::Http(request) if request.method() == Method::CONNECT => tunnel(),
             Input::Http(request) => match self.by_route(request) {
                 Choice::Component(running) => running.engine.handle(event),
                 Choice::Methods(methods) => answered(Ok(method_not_allowed(&methods))),
@@ -92,7 +93,8 @@ impl Router {
             return self.handle(event);
         };
         let host = host_of(request).unwrap_or_default();
-        let Some(name) = host.strip_suffix(INTERNAL) else {
+        let name = host.strip_suffix(INTERNAL);
+        let Some(name) = name.filter(|_| request.method() != Method::CONNECT) else {
             return self.handle(event);
         };
         let names = || self.components.iter().map(|running| running.component.name.as_str());
@@ -151,6 +153,12 @@ impl Router {
 /// What needs no program to be answered.
 fn answered(answer: Result<Reply, Failure>) -> Handling {
     Box::pin(std::future::ready(answer))
+}
+
+/// What CONNECT asks for (RFC 9110, section 9.3.6): every 2xx of a program's would seem to open it.
+fn tunnel() -> Handling {
+    let message = "CONNECT asks for a tunnel, which programs don't offer";
+    answered(Err(Failure::new(FailureKind::BadEvent, message)))
 }
 
 fn not_found(message: String) -> Handling {
@@ -300,6 +308,20 @@ mod tests {
         assert_eq!(ask(&router, "HEAD", "/a", "h").await, "read");
         assert_eq!(ask(&router, "PUT", "/a", "h").await, "405 DELETE, GET, HEAD, POST");
         assert_eq!(ask(&router, "PUT", "/b", "h").await, "404");
+    }
+
+    #[tokio::test]
+    async fn tunnels_are_refused() {
+        let router = router(&[("all", r#"["/*"]"#)]);
+        for give in [Router::handle, Router::call] {
+            for host in ["example.org:443", "all.internal:80"] {
+                let request = Request::connect(host).header(HOST, host).body(Body::empty()).unwrap();
+                let Err(failure) = give(&router, Event::http(request)).await else {
+                    panic!("a tunnel to {host}");
+                };
+                assert_eq!(failure.kind, FailureKind::BadEvent);
+            }
+        }
     }
 
     #[test]

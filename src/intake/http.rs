@@ -156,14 +156,13 @@ async fn answer(
     cookies::join(&mut request);
     let named = name_host(&mut request);
     let is_extended = extended::unfold(&mut request);
-    let allowed = named.and_then(|()| refuse_tunnels(&request));
     let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
     let mut context = Context::next();
     context.client = Some(client);
     context.server = Some(server);
     let given = |request| give(request, context.clone(), &handler, options.reveal);
     let asked = options.around.now();
-    let response = match (allowed, asked.as_deref().and_then(Asked::middleware)) {
+    let response = match (named, asked.as_deref().and_then(Asked::middleware)) {
         (Err(failure), _) => problem::response_with(failure, options.reveal),
         (Ok(()), None) => given(request).await,
         (Ok(()), Some(middleware)) => middleware.around(request, context.id, Some(client.ip()), given).await,
@@ -212,16 +211,6 @@ fn name_host(request: &mut Request<Body>) -> Result<(), Failure> {
         _ => "the request names several hosts",
     };
     Err(Failure::new(FailureKind::BadEvent, wrong))
-}
-
-/// # Errors
-/// It asks for a tunnel to somebody else (RFC 9110, section 9.3.6), which every 2xx would seem to open.
-fn refuse_tunnels(request: &Request<Body>) -> Result<(), Failure> {
-    if request.method() == Method::CONNECT {
-        let wrong = "CONNECT asks for a tunnel, which programs don't offer";
-        return Err(Failure::new(FailureKind::BadEvent, wrong));
-    }
-    Ok(())
 }
 
 /// The reply to a request by `method` without the body that replies of its kind don't have (RFC 9110, section 6.4.1), and

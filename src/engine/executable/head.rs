@@ -9,7 +9,7 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, response};
+use http::{HeaderMap, Request, StatusCode, Uri, Version, response};
 use http_body::Body as _;
 
 use crate::event::{Body, Context, Failure, FailureKind};
@@ -34,7 +34,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 /// in another protocol is passed on, too.
 ///
 /// # Errors
-/// [`FailureKind::BadEvent`] for CONNECT, whose target is no path.
+/// [`FailureKind::BadEvent`] where the target names a host that is no field value.
 pub fn outgoing(
     request: Request<Body>,
     context: &Context,
@@ -42,12 +42,6 @@ pub fn outgoing(
     upgrade: bool,
 ) -> Result<Request<Body>, Failure> {
     let (mut parts, body) = request.into_parts();
-    if parts.method == Method::CONNECT {
-        return Err(Failure::new(
-            FailureKind::BadEvent,
-            "CONNECT asks for a tunnel, which programs don't offer",
-        ));
-    }
     let protocol = upgrade.then(|| parts.headers.get(UPGRADE).cloned()).flatten();
     let takes_trailers = has_token(&parts.headers, &TE, "trailers");
     remove_hop_by_hop(&mut parts.headers);
@@ -288,16 +282,5 @@ mod tests {
     fn a_wrong_length_is_put_right() {
         let request = to_program(Request::post("/").header(CONTENT_LENGTH, "400"), "body");
         assert_eq!(request.headers()[CONTENT_LENGTH], "4");
-    }
-
-    #[test]
-    fn tunnels_are_refused() {
-        let request = Request::builder()
-            .method(Method::CONNECT)
-            .uri("example.org:443")
-            .body(Body::empty())
-            .unwrap();
-        let failure = outgoing(request, &Context::next(), ([127, 0, 0, 1], 8080).into(), false).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::BadEvent);
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::report::mistake::nearest;
 
+use super::page::Page;
 use super::{Component, EngineKind, Entrypoint, Hint, Interface, ProgramError};
 
 /// Files that a Python program may begin with, best first.
@@ -51,9 +52,6 @@ const EXECUTABLE: [&str; 6] = ["run", "run.sh", "start.sh", "server", "app", "ma
 
 /// As much of a `manage.py` is read, in bytes: Django's own has 700.
 const MANAGE_LIMIT: u64 = 64 << 10;
-
-/// As much of an `index.html` is read, in bytes.
-const PAGE_LIMIT: u64 = 1 << 20;
 
 /// What the first bytes of a file, or its name, say it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,11 +268,13 @@ impl Finder<'_> {
             let why = "package.json is there".to_owned();
             return Ok(self.component(EngineKind::Node, Entrypoint::File(PathBuf::from(".")), why));
         }
-        let page = self.page();
-        let of_the_page = |name: &str| page.as_deref().is_some_and(|page| names(page, name));
-        let of_node: Vec<&str> = NODE.into_iter().filter(|name| !of_the_page(name)).collect();
-        if let Some(file) = first(&of_node) {
-            return self.file(&file);
+        if first(&NODE).is_some() {
+            let page = Page::first_of(self.root);
+            let of_the_page = |name: &str| page.as_ref().is_some_and(|page| page.loads(name));
+            let of_node: Vec<&str> = NODE.into_iter().filter(|name| !of_the_page(name)).collect();
+            if let Some(file) = first(&of_node) {
+                return self.file(&file);
+            }
         }
         let mut files = files_in(self.root);
         // What was compiled ahead stands beside what it was compiled from.
@@ -307,14 +307,6 @@ impl Finder<'_> {
             root: self.root.to_owned(),
             there: listing(self.root),
         })
-    }
-
-    /// The site's first page, where there is one.
-    fn page(&self) -> Option<String> {
-        let mut page = Vec::new();
-        let file = File::open(self.root.join("index.html")).ok()?;
-        file.take(PAGE_LIMIT).read_to_end(&mut page).ok()?;
-        Some(String::from_utf8_lossy(&page).into_owned())
     }
 
     /// The manifest says that these are files and nothing to run.
@@ -393,16 +385,6 @@ fn django(root: &Path) -> Option<String> {
     let has = |kind: &&str| root.join(package).join(kind).with_extension("py").is_file();
     let kind = ["wsgi", "asgi"].into_iter().find(has)?;
     Some(format!("{package}.{kind}"))
-}
-
-/// Whether a page loads the script of this name, which is the browser's then: `<script src="./main.js?v=2">`, or `import`.
-fn names(page: &str, script: &str) -> bool {
-    page.match_indices(script).any(|(at, _)| {
-        let (before, after) = (&page[..at], &page[at + script.len()..]);
-        let before = before.strip_suffix('/').unwrap_or(before);
-        let before = before.strip_suffix('.').unwrap_or(before);
-        before.ends_with(['"', '\'', '=']) && after.starts_with(['"', '\'', '?', '>', ' '])
-    })
 }
 
 fn module_of(file: &Path) -> String {

@@ -9,6 +9,7 @@ pub mod build;
 pub mod detect;
 pub mod limits;
 pub mod manifest;
+mod page;
 pub mod route;
 pub mod sandbox;
 pub mod subscription;

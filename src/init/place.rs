@@ -60,7 +60,7 @@ impl Place {
             Self::Folder { root, devices } => {
                 for volume in &configuration.volumes {
                     let target = self.inside(&volume.mount)?;
-                    no_link_on_the_way(root, &target)?;
+                    refuse_links(root, &volume.mount)?;
                     std::fs::create_dir_all(&target)?;
                     if volume.read_only {
                         let image = devices.iter().find(|(name, _)| *name == volume.device).ok_or_else(|| {
@@ -74,8 +74,8 @@ impl Place {
                     }
                 }
                 // What is unpacked there comes after the volumes.
-                no_link_on_the_way(root, &self.path("/data"))?;
-                no_link_on_the_way(root, &self.path("/opt/code"))
+                refuse_links(root, "/data")?;
+                refuse_links(root, "/opt/code")
             }
         }
     }
@@ -93,11 +93,10 @@ impl Place {
 }
 
 /// # Errors
-/// A part of `path`, which is below `root`, is a link: a volume that was unpacked before may have made it, to lead elsewhere on
-/// this machine.
-fn no_link_on_the_way(root: &Path, path: &Path) -> Result<(), PlaceError> {
-    let mut parts = path.ancestors().take_while(|part| *part != root);
-    match parts.find(|part| part.is_symlink()) {
+/// A part of `path`, as it is in a machine, is a link below `root`: a volume that was unpacked before may have made it, to lead
+/// elsewhere on this one.
+fn refuse_links(root: &Path, path: &str) -> Result<(), PlaceError> {
+    match archive::link_on_the_way(root, Path::new(path.trim_start_matches('/'))) {
         Some(link) => Err(format!("{} is a link, and would lead out of the folder", link.display()).into()),
         None => Ok(()),
     }

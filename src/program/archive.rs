@@ -126,6 +126,15 @@ pub fn push_link(
     }
 }
 
+/// The first part of `name`, which is below `root`, that is a link: what is written there would be elsewhere.
+pub fn link_on_the_way(root: &Path, name: &Path) -> Option<PathBuf> {
+    let mut path = root.to_owned();
+    name.components().find_map(|part| {
+        path.push(part);
+        path.is_symlink().then(|| path.clone())
+    })
+}
+
 /// The path below the target that an entry's name means.
 fn inside(name: &Path) -> Result<PathBuf, ArchiveError> {
     let mut path = PathBuf::new();
@@ -197,14 +206,10 @@ impl<'a> Writer<'a> {
 
     /// An entry must not be written through a link that an earlier entry made.
     fn no_link_on_the_way(&self, name: &Path) -> Result<(), ArchiveError> {
-        let mut path = self.target.to_owned();
-        for part in name.components() {
-            path.push(part);
-            if path.is_symlink() {
-                return Err(ArchiveError::Outside(name.display().to_string()));
-            }
+        match link_on_the_way(self.target, name) {
+            Some(_) => Err(ArchiveError::Outside(name.display().to_string())),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -30,6 +30,11 @@ pub(in crate::engine::wasm) fn add_to_linker(
     Ok(())
 }
 
+/// Sets what is `length` bytes long, unless that is too long.
+fn bounded(length: usize, set: impl FnOnce() -> wasmtime::Result<Result<(), ()>>) -> Set {
+    Ok((if length > LONGEST { Err(()) } else { set()? },))
+}
+
 fn define_p2(linker: &mut Linker<ComponentHost>) -> wasmtime::Result<()> {
     use p2::{HostOutgoingRequest as _, Method, OutgoingRequest};
     type Request = Resource<OutgoingRequest>;
@@ -38,19 +43,19 @@ fn define_p2(linker: &mut Linker<ComponentHost>) -> wasmtime::Result<()> {
     types.func_wrap(
         "[method]outgoing-request.set-method",
         |mut store: Host<'_>, (request, method): (Request, Method)| -> Set {
-            if matches!(&method, Method::Other(name) if name.len() > LONGEST) {
-                return Ok((Err(()),));
-            }
-            Ok((store.data_mut().http().set_method(request, method)?,))
+            let length = if let Method::Other(name) = &method {
+                name.len()
+            } else {
+                0
+            };
+            bounded(length, || store.data_mut().http().set_method(request, method))
         },
     )?;
     types.func_wrap(
         "[method]outgoing-request.set-authority",
         |mut store: Host<'_>, (request, authority): (Request, Option<String>)| -> Set {
-            if authority.as_ref().is_some_and(|authority| authority.len() > LONGEST) {
-                return Ok((Err(()),));
-            }
-            Ok((store.data_mut().http().set_authority(request, authority)?,))
+            let length = authority.as_ref().map_or(0, String::len);
+            bounded(length, || store.data_mut().http().set_authority(request, authority))
         },
     )
 }
@@ -63,19 +68,19 @@ fn define_p3(linker: &mut Linker<ComponentHost>) -> wasmtime::Result<()> {
     types.func_wrap(
         "[method]request.set-method",
         |mut store: Host<'_>, (request, method): (Request, Method)| -> Set {
-            if matches!(&method, Method::Other(name) if name.len() > LONGEST) {
-                return Ok((Err(()),));
-            }
-            Ok((store.data_mut().http().set_method(request, method)?,))
+            let length = if let Method::Other(name) = &method {
+                name.len()
+            } else {
+                0
+            };
+            bounded(length, || store.data_mut().http().set_method(request, method))
         },
     )?;
     types.func_wrap(
         "[method]request.set-authority",
         |mut store: Host<'_>, (request, authority): (Request, Option<String>)| -> Set {
-            if authority.as_ref().is_some_and(|authority| authority.len() > LONGEST) {
-                return Ok((Err(()),));
-            }
-            Ok((store.data_mut().http().set_authority(request, authority)?,))
+            let length = authority.as_ref().map_or(0, String::len);
+            bounded(length, || store.data_mut().http().set_authority(request, authority))
         },
     )
 }

@@ -73,8 +73,8 @@ pub(super) struct Run {
     guest: Option<Work>,
     /// What may end the guest from outside; made when it has to wait for somebody else, which most never do.
     end: Option<End>,
-    /// It was not done at once.
-    pending: bool,
+    /// It was polled before.
+    polled: bool,
     pub(super) terms: Terms,
 }
 
@@ -92,7 +92,7 @@ impl Run {
         Self {
             guest: Some(work),
             end: None,
-            pending: false,
+            polled: false,
             terms,
         }
     }
@@ -138,38 +138,40 @@ impl Future for Run {
     type Output = Result<(), Failure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
         // A guest that computes without end is polled again at each tick, maybe before timers are looked at.
-        let late = self.end.is_some() && self.out_of_time();
-        if let Some(end) = &mut self.end {
+        let late = this.end.is_some() && this.out_of_time();
+        if let Some(end) = &mut this.end {
             let ended = match end.as_mut().poll(cx) {
                 Poll::Ready(failure) => Some(failure),
-                Poll::Pending => late.then(|| timed_out(self.terms.shared.timeout)),
+                Poll::Pending => late.then(|| timed_out(this.terms.shared.timeout)),
             };
             if let Some(failure) = ended {
-                self.guest = None;
+                this.guest = None;
                 return Poll::Ready(Err(failure));
             }
         }
-        let Some(guest) = &mut self.guest else {
+        let Some(guest) = &mut this.guest else {
             return Poll::Ready(Ok(()));
         };
+        // A guest that only waited for its own tasks goes on when it is polled once more: to be woken for that would have
+        // the runtime wake another thread.
+        let once_more = !std::mem::replace(&mut this.polled, true);
         // Unwind safety: after a panic the guest, with all that it had, is dropped.
-        let polled = catch_unwind(AssertUnwindSafe(|| guest.poll(cx)));
+        let polled = catch_unwind(AssertUnwindSafe(|| match guest.poll(cx) {
+            Poll::Pending if once_more => guest.poll(cx),
+            polled => polled,
+        }));
         if let Poll::Ready(result) = polled.unwrap_or_else(|_| Poll::Ready(Err(panicked()))) {
-            self.guest = None;
+            this.guest = None;
             return Poll::Ready(result);
         }
-        if !std::mem::replace(&mut self.pending, true) {
-            // A guest that only waited for its own tasks is done the next time, and has no need of a timer.
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        if self.end.is_none() {
-            let mut end = self.terms.end();
+        if this.end.is_none() {
+            let mut end = this.terms.end();
             let polled = end.as_mut().poll(cx);
-            self.end = Some(end);
+            this.end = Some(end);
             if let Poll::Ready(failure) = polled {
-                self.guest = None;
+                this.guest = None;
                 return Poll::Ready(Err(failure));
             }
         }

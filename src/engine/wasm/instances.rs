@@ -9,6 +9,7 @@
 //! comes after the reply, not before it.
 
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 use parking_lot::Mutex;
 use wasmtime::Store;
@@ -133,6 +134,8 @@ pub(super) struct Instances<T: Template> {
 
 struct Ready<G> {
     place: Place<G>,
+    /// The thread that used it last, or made it, whose processor may still have its memory at hand.
+    thread: ThreadId,
     /// Room in the runtime beside that of the events under way.
     _reserved: Reserved,
 }
@@ -156,13 +159,23 @@ impl<T: Template> Instances<T> {
     /// # Errors
     /// If what the guest is granted can't be had any more.
     pub(super) fn place(&self, shared: &Shared, context: &Context) -> Result<Place<T::Guest>, Failure> {
-        let ready = self.ready.lock().pop();
+        let ready = self.take_ready();
         let mut place = match ready {
             Some(Ready { place, .. }) if place.folders == shared.grants.folders() => place,
             _ => Place::new(shared, context.id)?,
         };
         place.begin(shared, context);
         Ok(place)
+    }
+
+    /// The one that this thread used last, if it stands ready, or else any.
+    fn take_ready(&self) -> Option<Ready<T::Guest>> {
+        let here = thread::current().id();
+        let mut ready = self.ready.lock();
+        match ready.iter().rposition(|ready| ready.thread == here) {
+            Some(at) => Some(ready.remove(at)),
+            None => ready.pop(),
+        }
     }
 
     /// Takes back the place of an event that ended well; says what was wrong with one that did not.
@@ -245,6 +258,7 @@ impl<T: Template> Instances<T> {
         if ready.len() < self.limit {
             ready.push(Ready {
                 place,
+                thread: thread::current().id(),
                 _reserved: reserved,
             });
         }

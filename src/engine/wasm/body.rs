@@ -299,7 +299,9 @@ where
 /// Frames that are all there.
 #[derive(Default)]
 pub(super) struct Pieces {
-    frames: VecDeque<Frame<Bytes>>,
+    /// The one that most replies have, for which no queue is needed.
+    first: Option<Frame<Bytes>>,
+    later: VecDeque<Frame<Bytes>>,
     /// Data that is left, in bytes.
     length: u64,
     trailers: bool,
@@ -311,7 +313,11 @@ impl Pieces {
             Some(data) => self.length += data.len() as u64,
             None => self.trailers = true,
         }
-        self.frames.push_back(frame);
+        if self.is_empty() {
+            self.first = Some(frame);
+        } else {
+            self.later.push_back(frame);
+        }
     }
 
     /// Takes what there is in `source`, and what `run`'s guest writes as long as it doesn't wait.
@@ -320,17 +326,17 @@ impl Pieces {
         S: HttpBody<Data = Bytes> + Unpin,
     {
         loop {
-            let before = self.frames.len();
+            let before = self.len();
             while let Poll::Ready(frame) = Pin::new(&mut *source).poll_frame(cx) {
                 match frame {
                     Some(frame) => self.push(frame.map_err(Broken::Body)?),
                     None => return Ok(GoesOn::Guest),
                 }
-                if self.length > JOIN_LIMIT as u64 || self.frames.len() > AT_FIRST {
+                if self.length > JOIN_LIMIT as u64 || self.len() > AT_FIRST {
                     return Ok(GoesOn::Both);
                 }
             }
-            if self.frames.len() == before {
+            if self.len() == before {
                 return Ok(GoesOn::Both);
             }
             if let Poll::Ready(ended) = Pin::new(&mut *run).poll(cx) {
@@ -340,8 +346,16 @@ impl Pieces {
         }
     }
 
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.later.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_none() && self.later.is_empty()
+    }
+
     fn pop(&mut self) -> Option<Frame<Bytes>> {
-        let frame = self.frames.pop_front()?;
+        let frame = self.first.take().or_else(|| self.later.pop_front())?;
         if let Some(data) = frame.data_ref() {
             self.length -= data.len() as u64;
         }
@@ -352,19 +366,17 @@ impl Pieces {
         if self.trailers {
             return Body::stream(self);
         }
-        let mut data = std::iter::from_fn(|| self.frames.pop_front()).flat_map(Frame::into_data);
-        let first = data.next().unwrap_or_default();
-        if self.length == first.len() as u64 {
-            return first.into();
+        if self.later.is_empty() {
+            let data = self.pop().and_then(|frame| frame.into_data().ok());
+            return data.unwrap_or_default().into();
         }
         if self.length <= JOIN_LIMIT as u64 {
             let mut whole = BytesMut::with_capacity(self.length as usize);
-            whole.extend_from_slice(&first);
-            data.for_each(|piece| whole.extend_from_slice(&piece));
+            for data in std::iter::from_fn(|| self.pop()).filter_map(|frame| frame.into_data().ok()) {
+                whole.extend_from_slice(&data);
+            }
             return whole.freeze().into();
         }
-        drop(data);
-        self.frames.push_front(Frame::data(first));
         Body::stream(self)
     }
 }
@@ -378,7 +390,7 @@ impl HttpBody for Pieces {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.frames.is_empty()
+        self.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {

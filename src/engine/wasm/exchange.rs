@@ -2,7 +2,6 @@
 //! its response becomes.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
@@ -21,8 +20,8 @@ use super::run::Run;
 use crate::event::{Body, Context, Failure, Reply};
 
 /// Where the guest's response, or the error in place of it, is put while the guest is polled.
-#[derive(Clone, Default)]
-pub(super) struct Slot(Arc<Mutex<Option<Response>>>);
+#[derive(Default)]
+pub(super) struct Slot(Mutex<Option<Response>>);
 
 /// What the guest answered, or the error in place of it.
 pub(super) type Response = Result<http::Response<WasiBody>, String>;

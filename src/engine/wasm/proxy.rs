@@ -24,7 +24,7 @@ pub(super) async fn http(
     let terms = shared.terms(context).await?;
     let mut place = instances.place(shared, context)?;
     let log = place.log.clone();
-    let slot = Slot::default();
+    let slot = Arc::new(Slot::default());
     let prepared = {
         let scheme = match context.scheme {
             "https" => Scheme::Https,

@@ -15,7 +15,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Shared;
 use super::runtime::Admission;
-use super::sharing::Attend;
+use super::sharing::Attendance;
 use crate::event::{EventId, Failure, FailureKind};
 
 /// What holds for one guest.
@@ -56,7 +56,7 @@ enum Work {
     /// A guest of its own.
     Own(Guest),
     /// An instance that may have other events, too.
-    Shared(Box<dyn Attend>),
+    Shared(Attendance),
 }
 
 impl Work {
@@ -84,8 +84,8 @@ impl Run {
     }
 
     /// In an instance that may have other events, too.
-    pub(super) fn shared(terms: Terms, attendance: impl Attend + 'static) -> Self {
-        Self::of(terms, Work::Shared(Box::new(attendance)))
+    pub(super) fn shared(terms: Terms, attendance: Attendance) -> Self {
+        Self::of(terms, Work::Shared(attendance))
     }
 
     fn of(terms: Terms, work: Work) -> Self {

@@ -26,12 +26,11 @@ use crate::event::{Body, Context, Failure, Reply};
 
 /// Tells the guest how the request's body ended.
 type Sent = Pin<Box<dyn Future<Output = Result<(), HttpError>> + Send>>;
-type Asked = http::Request<WasiBody>;
 
 /// How a program takes requests.
 pub(super) struct Handler {
     pub(super) instances: Arc<Instances<ServicePre<ComponentHost>>>,
-    sharing: Arc<Sharing<Asked>>,
+    sharing: Arc<Sharing>,
 }
 
 impl Handler {
@@ -45,9 +44,9 @@ impl Handler {
         &self,
         shared: &Arc<Shared>,
         context: &Context,
-        first: Entering<Asked>,
+        first: Entering,
         admission: Admission,
-    ) -> Result<Attendance<Asked>, Failure> {
+    ) -> Result<Attendance, Failure> {
         let mut place = self.instances.place(shared, context)?;
         let (shared, instances, member) = (shared.clone(), self.instances.clone(), first.member.clone());
         // Of fuel there is one tank for an instance, which only one event can have.
@@ -124,8 +123,8 @@ pub(super) async fn http(
 async fn serve(
     accessor: &Accessor<ComponentHost>,
     guest: &Service,
-    control: &Control<Asked>,
-    first: Entering<Asked>,
+    control: &Control,
+    first: Entering,
 ) -> wasmtime::Result<()> {
     let handle = *guest.wasi_http_handler().func_handle().func();
     let mut first = pin!(answer(accessor, guest, first));
@@ -167,11 +166,7 @@ async fn serve(
 }
 
 /// Has the guest answer one request.
-async fn answer(
-    accessor: &Accessor<ComponentHost>,
-    guest: &Service,
-    entering: Entering<Asked>,
-) -> wasmtime::Result<()> {
+async fn answer(accessor: &Accessor<ComponentHost>, guest: &Service, entering: Entering) -> wasmtime::Result<()> {
     let Entering { request, member } = entering;
     let (request, sent) = accessor.with(|mut store| {
         let (request, sent) = Request::from_http(store.data_mut().http().hooks, request);

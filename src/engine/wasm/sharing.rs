@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use wasmtime_wasi_http::WasiBody;
 
 use super::Shared;
 use super::exchange::{Response, Slot};
@@ -30,8 +31,8 @@ use crate::event::{Failure, FailureKind};
 const AT_ONCE: usize = 16;
 
 /// An event on its way to an instance: what it asks for, and where its reply is waited for.
-pub(super) struct Entering<R> {
-    pub(super) request: R,
+pub(super) struct Entering {
+    pub(super) request: http::Request<WasiBody>,
     pub(super) member: Arc<Member>,
 }
 
@@ -71,8 +72,8 @@ impl Member {
 }
 
 /// What the instance, as it works, and those who have events in it know of each other.
-pub(super) struct Control<R> {
-    table: Mutex<Table<R>>,
+pub(super) struct Control {
+    table: Mutex<Table>,
     /// Whether the instance could take another event when it was last polled.
     open: AtomicBool,
     /// Whether the guest was interrupted while it computed since then.
@@ -83,8 +84,8 @@ pub(super) struct Control<R> {
     logs: [Log; 2],
 }
 
-struct Table<R> {
-    entering: VecDeque<Entering<R>>,
+struct Table {
+    entering: VecDeque<Entering>,
     members: Vec<Arc<Member>>,
     /// Events that the instance has had, and may have.
     events: u32,
@@ -98,7 +99,7 @@ struct Table<R> {
     ended: bool,
 }
 
-impl<R> Control<R> {
+impl Control {
     /// For an instance that may have `limit` events from now on, and has that of `first`.
     pub(super) fn new(first: &Arc<Member>, limit: u32, interrupted: Arc<AtomicBool>, logs: [Log; 2]) -> Arc<Self> {
         Arc::new(Self {
@@ -125,7 +126,7 @@ impl<R> Control<R> {
     }
 
     /// The next event that waits to be given to the guest.
-    pub(super) fn next(&self) -> Option<Entering<R>> {
+    pub(super) fn next(&self) -> Option<Entering> {
         self.table.lock().entering.pop_front()
     }
 
@@ -183,7 +184,7 @@ impl<R> Control<R> {
         self.takes_another(&self.table.lock())
     }
 
-    fn takes_another(&self, table: &Table<R>) -> bool {
+    fn takes_another(&self, table: &Table) -> bool {
         self.open.load(Ordering::Acquire)
             && !self.interrupted.load(Ordering::Relaxed)
             && !table.closed
@@ -191,7 +192,7 @@ impl<R> Control<R> {
             && table.members.len() < AT_ONCE
     }
 
-    fn enter(&self, entering: Entering<R>) -> Result<Arc<Member>, Entering<R>> {
+    fn enter(&self, entering: Entering) -> Result<Arc<Member>, Entering> {
         let mut table = self.table.lock();
         if !self.takes_another(&table) {
             return Err(entering);
@@ -238,12 +239,12 @@ impl<R> Control<R> {
 }
 
 /// An instance at work.
-pub(super) struct Worker<R> {
-    control: Arc<Control<R>>,
+pub(super) struct Worker {
+    control: Arc<Control>,
     life: Mutex<Life>,
     listed: AtomicBool,
     shared: Arc<Shared>,
-    sharing: Arc<Sharing<R>>,
+    sharing: Arc<Sharing>,
 }
 
 enum Life {
@@ -255,20 +256,15 @@ enum Life {
 }
 
 /// The instances of one program that wait for something, and could take another event meanwhile.
-pub(super) struct Sharing<R>(Mutex<Vec<Arc<Worker<R>>>>);
+#[derive(Default)]
+pub(super) struct Sharing(Mutex<Vec<Arc<Worker>>>);
 
-impl<R> Default for Sharing<R> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<R: Send + 'static> Sharing<R> {
+impl Sharing {
     /// Gives the event to an instance that waits.
     ///
     /// # Errors
     /// The event, if there is none.
-    pub(super) fn join(&self, mut entering: Entering<R>) -> Result<Attendance<R>, Entering<R>> {
+    pub(super) fn join(&self, mut entering: Entering) -> Result<Attendance, Entering> {
         let mut workers = self.0.lock();
         while let Some(worker) = workers.last() {
             entering = match worker.join(entering) {
@@ -284,28 +280,28 @@ impl<R: Send + 'static> Sharing<R> {
         Err(entering)
     }
 
-    fn offer(&self, worker: &Arc<Worker<R>>) {
+    fn offer(&self, worker: &Arc<Worker>) {
         if worker.control.is_joinable() && !worker.listed.swap(true, Ordering::AcqRel) {
             self.0.lock().push(worker.clone());
         }
     }
 
-    fn withdraw(&self, worker: &Arc<Worker<R>>) {
+    fn withdraw(&self, worker: &Arc<Worker>) {
         if worker.listed.swap(false, Ordering::AcqRel) {
             self.0.lock().retain(|other| !Arc::ptr_eq(other, worker));
         }
     }
 }
 
-impl<R: Send + 'static> Worker<R> {
+impl Worker {
     /// The event `first` in an instance of its own, whose whole way is `guest`.
     pub(super) fn alone(
         shared: Arc<Shared>,
-        sharing: Arc<Sharing<R>>,
-        control: Arc<Control<R>>,
+        sharing: Arc<Sharing>,
+        control: Arc<Control>,
         first: Arc<Member>,
         guest: Guest,
-    ) -> Attendance<R> {
+    ) -> Attendance {
         let worker = Arc::new(Self {
             control,
             life: Mutex::new(Life::Alone(guest)),
@@ -316,7 +312,7 @@ impl<R: Send + 'static> Worker<R> {
         Attendance { worker, member: first }
     }
 
-    fn join(self: &Arc<Self>, entering: Entering<R>) -> Result<Arc<Member>, Entering<R>> {
+    fn join(self: &Arc<Self>, entering: Entering) -> Result<Arc<Member>, Entering> {
         // Held while the instance computes.
         let Some(mut life) = self.life.try_lock() else {
             return Err(entering);
@@ -389,38 +385,29 @@ impl<R: Send + 'static> Worker<R> {
 }
 
 /// An event in an instance: done when the instance is. Dropping it gives the event up.
-pub(super) struct Attendance<R: Send + 'static> {
-    worker: Arc<Worker<R>>,
+pub(super) struct Attendance {
+    worker: Arc<Worker>,
     member: Arc<Member>,
 }
 
-impl<R: Send + 'static> Attendance<R> {
+impl Attendance {
     /// The guest's standard error.
     pub(super) fn log(&self) -> &Log {
         &self.worker.control.logs[0]
     }
-}
 
-/// The same, whatever is asked for.
-pub(super) trait Attend: Future<Output = Result<(), Failure>> + Send + Unpin {
     /// The reply is on its way and complete, and the guest may go on without it.
-    fn let_go(&mut self);
-
-    /// How the instance ended, if it did before the event did.
-    fn failed(&mut self) -> Option<Failure>;
-}
-
-impl<R: Send + 'static> Attend for Attendance<R> {
-    fn let_go(&mut self) {
+    pub(super) fn let_go(&mut self) {
         self.worker.move_out(&mut self.worker.life.lock());
     }
 
-    fn failed(&mut self) -> Option<Failure> {
+    /// How the instance ended, if it did before the event did.
+    pub(super) fn failed(&mut self) -> Option<Failure> {
         self.member.outcome.lock().take()?.err()
     }
 }
 
-impl<R: Send + 'static> Future for Attendance<R> {
+impl Future for Attendance {
     type Output = Result<(), Failure>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -449,7 +436,7 @@ impl<R: Send + 'static> Future for Attendance<R> {
     }
 }
 
-impl<R: Send + 'static> Drop for Attendance<R> {
+impl Drop for Attendance {
     fn drop(&mut self) {
         let Self { worker, member } = self;
         let mut life = worker.life.lock();

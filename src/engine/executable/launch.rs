@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::future::Future;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -260,15 +260,22 @@ impl ExecutableFile {
         let began = Instant::now();
         let process = launch.start().await.map_err(|error| self.not_started(&name, &error))?;
         let spawned = Instant::now();
-        let mut listening = lookout
-            .wait(process, &name, "it has to stay in the foreground and serve HTTP there")
-            .await?;
+        // The C library has given what the kernel refuses to a shell by then.
+        let advice = if is_for_another_machine(&self.file) {
+            "it is made for another kind of machine"
+        } else {
+            "it has to stay in the foreground and serve HTTP there"
+        };
+        let mut listening = lookout.wait(process, &name, advice).await?;
         listening.start = Took::of([("spawn", spawned - began), ("listen", spawned.elapsed())]);
         Ok(listening)
     }
 
     fn not_started(&self, name: &str, error: &io::Error) -> StartError {
         let why = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT) if first_line_ends_in_return(&self.file) => {
+                "its first line ends in CR LF, as on Windows, where an interpreter's name has to end in LF alone"
+            }
             Some(Errno::ENOENT) if self.file.exists() => {
                 "what it needs to run is not there: the interpreter that its first line names, or the dynamic loader \
                  (link it statically)"
@@ -328,6 +335,33 @@ fn executable_file(component: &Component) -> Result<PathBuf, StartError> {
         }
     }
     Ok(file)
+}
+
+/// Whether `file` is ELF of another class, byte order or architecture than we are.
+fn is_for_another_machine(file: &Path) -> bool {
+    let of = |file: &Path| {
+        let head = start_of::<20>(file)?;
+        head.starts_with(b"\x7fELF")
+            .then(|| (head[4], head[5], head[18], head[19]))
+    };
+    let ours = of(Path::new("/proc/self/exe"));
+    of(file).is_some_and(|its| ours.is_some_and(|ours| ours != its))
+}
+
+fn first_line_ends_in_return(file: &Path) -> bool {
+    // The kernel reads no more of it, either.
+    let head = start_of::<256>(file).unwrap_or([0; 256]);
+    let line = head.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    line.starts_with(b"#!") && line.ends_with(b"\r")
+}
+
+/// The first bytes of `file`, with zeros behind its end.
+fn start_of<const LENGTH: usize>(file: &Path) -> Option<[u8; LENGTH]> {
+    let mut start = Vec::with_capacity(LENGTH);
+    let file = std::fs::File::open(file).ok()?;
+    file.take(LENGTH as u64).read_to_end(&mut start).ok()?;
+    start.resize(LENGTH, 0);
+    start.try_into().ok()
 }
 
 /// How the program ended, as a part of a sentence.

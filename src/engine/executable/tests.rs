@@ -640,6 +640,14 @@ async fn what_cannot_be_started() {
         error.message.contains("the interpreter that its first line names"),
         "{error}"
     );
+    let error = Program::new("#!/bin/sh\r\nexit 0\r\n").fail().await;
+    assert!(error.message.contains("its first line ends in CR LF"), "{error}");
+    let for_arm = "\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x28\0";
+    let error = Program::new(for_arm).fail().await;
+    assert!(
+        error.message.ends_with("it is made for another kind of machine"),
+        "{error}"
+    );
     program.component.entrypoint = Entrypoint::File("absent".into());
     assert!(program.fail().await.message.contains("absent: No such file"));
     program.component.entrypoint = Entrypoint::File(".".into());

@@ -26,6 +26,8 @@ pub struct Listener {
     pub queued: u32,
     /// How many of these the socket has room for (listen(2)); 0 where the kernel does not tell.
     pub room: u32,
+    /// Whether a socket of IPv6 is known to take IPv4, too.
+    pub takes_ipv4: bool,
 }
 
 impl Listener {
@@ -35,6 +37,10 @@ impl Listener {
         let at = |ip: IpAddr| SocketAddr::new(ip, port);
         match self.address.ip().to_canonical() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![at(Ipv4Addr::LOCALHOST.into())],
+            // Where programs name the proxy that they trust, they often name that of IPv4 alone.
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) if self.takes_ipv4 => {
+                vec![at(Ipv4Addr::LOCALHOST.into()), at(Ipv6Addr::LOCALHOST.into())]
+            }
             // Such a socket takes IPv4 too, unless told not to; the other way is for machines whose IPv6 is off.
             IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![at(Ipv6Addr::LOCALHOST.into()), at(Ipv4Addr::LOCALHOST.into())],
             ip => vec![at(ip)],
@@ -106,6 +112,7 @@ mod netlink {
     const NLMSG_DONE: u16 = 3;
     const HEADER: usize = 16;
     const TCP: u8 = 6;
+    const INET_DIAG_SKV6ONLY: u16 = 11;
     /// `1 << TCP_LISTEN`.
     const LISTENING: u32 = 1 << 10;
     /// What the kernel fits its answers into; more come in further messages.
@@ -191,7 +198,20 @@ mod netlink {
             queued: number(56)?,
             room: number(60)?,
             inode: number(68)?,
+            takes_ipv4: is_ipv6_only(message.get(72..)?) == Some(false),
         })
+    }
+
+    /// What is behind that are attributes (`struct nlattr`): length, type, value.
+    fn is_ipv6_only(mut attributes: &[u8]) -> Option<bool> {
+        while let Some(&[a, b, c, d]) = attributes.first_chunk() {
+            if u16::from_ne_bytes([c, d]) == INET_DIAG_SKV6ONLY {
+                return attributes.get(4).map(|&value| value != 0);
+            }
+            let length = usize::from(u16::from_ne_bytes([a, b])).max(4);
+            attributes = attributes.get(length.next_multiple_of(4)..)?;
+        }
+        None
     }
 }
 
@@ -239,6 +259,7 @@ mod table {
             queued: u32::from_str_radix(fields.next()?.split_once(':')?.1, 16).ok()?,
             room: 0,
             inode: fields.nth(4)?.parse().ok()?,
+            takes_ipv4: false,
         })
     }
 }
@@ -268,6 +289,7 @@ mod tests {
             inode,
             queued: 0,
             room: 0,
+            takes_ipv4: false,
         }
     }
 
@@ -298,6 +320,19 @@ mod tests {
             for address in listener(address, 0).reach() {
                 std::net::TcpStream::connect(address).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn goes_by_ipv4_where_that_leads_to_the_same_socket() {
+        let Ok(socket) = TcpListener::bind("[::]:0") else {
+            return;
+        };
+        let only = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::Ipv6V6Only).unwrap();
+        let address = socket.local_addr().unwrap();
+        if let Ok(found) = netlink::listeners() {
+            let listener = found.iter().find(|listener| listener.address == address).unwrap();
+            assert_eq!(listener.reach()[0].is_ipv4(), !only);
         }
     }
 

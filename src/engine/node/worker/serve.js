@@ -22,7 +22,8 @@
       if (response.headersSent) return response.destroy();
       for (const name of response.getHeaderNames()) response.removeHeader(name);
       // Nobody knows in which state the connection is left.
-      response.writeHead(500, { "content-type": "application/problem+json", connection: "close" });
+      // The reason that it has by now may be that of another status.
+      response.writeHead(500, http.STATUS_CODES[500], { "content-type": "application/problem+json", connection: "close" });
       response.end('{\n  "title": "Internal Server Error",\n  "status": 500\n}\n');
     }
   }

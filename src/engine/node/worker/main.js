@@ -18,6 +18,8 @@
     for (const name of ["module", "exports", "require", "__filename", "__dirname", ...Module.builtinModules]) {
       if (name !== "console" && name !== "process") delete globalThis[name];
     }
+    // Behind the script of its `-e`, Node puts back the `module` that was there before.
+    process.nextTick(() => delete globalThis.module);
     if (Number.parseInt(process.versions.node, 10) >= 19) {
       Object.defineProperty(globalThis, "crypto", { value: webcrypto, configurable: true, enumerable: true, writable: true });
     }

@@ -29,6 +29,7 @@
 //! client goes away. `context.waitUntil(promise)` keeps the process alive until the promise is settled.
 
 mod serve;
+mod start_script;
 #[cfg(test)]
 mod tests;
 mod typescript;
@@ -42,6 +43,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use serde_json::json;
 
+use self::start_script::StartScript;
 use super::worker::{self, Language, ReplyHead, Warm};
 use super::{Engine, Settings, StartError};
 use crate::event::{Body, Context, Message};
@@ -87,8 +89,10 @@ const BOOTSTRAP: &str = "\
 struct Node {
     /// `PORT` and `HOST`, for programs that listen.
     environment: Vec<(String, String)>,
-    /// What Node needs to be told to run TypeScript.
-    flags: Vec<&'static str>,
+    /// What Node itself is told: by the package's script, or to run TypeScript.
+    flags: Vec<String>,
+    /// Where a package says how it is started.
+    start: Option<StartScript>,
 }
 
 /// Starts an interpreter that waits for a program, for [`start`] to take. Does nothing where there is no Node.
@@ -118,7 +122,7 @@ impl Language for Node {
     fn command(&self) -> Vec<OsString> {
         let words = ["node"]
             .into_iter()
-            .chain(self.flags.iter().copied())
+            .chain(self.flags.iter().map(String::as_str))
             .chain(["-e", BOOTSTRAP]);
         words.map(OsString::from).collect()
     }
@@ -152,6 +156,7 @@ impl Language for Node {
         let load = json!({
             "root": component.root,
             "file": file,
+            "start": self.start,
             "environment": environment,
             "event_timeout": settings.event_timeout.as_secs_f64(),
             "body_limit": settings.body_limit,

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::start_script::{self, StartScript};
 use super::{Node, typescript};
 use crate::engine::executable::{self, Listening, Lookout, Ports, Start, Starting, blind};
+use crate::engine::process;
 use crate::engine::worker::{self, Language, Launched};
 use crate::engine::{Engine, Settings, StartError};
 use crate::program::Component;
@@ -78,9 +80,24 @@ impl Start for Server {
 /// # Errors
 /// As [`Ports::choose`] and [`typescript::flags`], or the kernel does not tell what listens.
 pub async fn prepare(component: &Component, settings: &Settings) -> Result<(Arc<dyn Language>, Lookout), StartError> {
-    let flags = typescript::flags(component, settings).await?;
+    let mut start = start_script::description(component).and_then(|description| StartScript::of(&description));
+    if let Some(start) = &mut start {
+        let given = process::environment(component, settings);
+        if !given.iter().any(|(name, _)| name == "NODE_OPTIONS") {
+            start.take_node_options();
+        }
+    }
+    let mut flags = typescript::flags(component, settings, start.as_ref()).await?;
+    flags.extend(start.iter().flat_map(|start| start.flags.iter().cloned()));
     let ports = Ports::choose(component, settings)?;
     let environment = ports.environment.clone();
     let lookout = Lookout::new(ports, settings).map_err(|error| blind(&component.name, &error))?;
-    Ok((Arc::new(Node { environment, flags }), lookout))
+    Ok((
+        Arc::new(Node {
+            environment,
+            flags,
+            start,
+        }),
+        lookout,
+    ))
 }

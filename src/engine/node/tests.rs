@@ -231,6 +231,8 @@ async fn a_package_begins_where_it_says() {
         ),
         ("cross-env MODE=x node --import ./before.js src/a", r#"["x","here"]"#),
         ("node --conditions before.js src/a.mjs x", r#"["x",null,null]"#),
+        // What is loaded ahead may take TypeScript, whatever Node takes.
+        ("tsx src/b.ts x", r#"["x",null,"by tsx"]"#),
     ] {
         let package = serde_json::json!({ "scripts": { "start": start } }).to_string();
         let files = [
@@ -239,6 +241,8 @@ async fn a_package_begins_where_it_says() {
                 "src/a.js",
                 "import('./a.mjs'); module.exports = import('./a.mjs').then((a) => a.default)",
             ),
+            ("src/b.ts", "module.exports = require('./a.js')"),
+            ("node_modules/tsx/index.js", "globalThis.before = 'by tsx'"),
             ("before.js", "globalThis.before = 'here'"),
             (".env", "MODE='from a file'"),
             ("package.json", &package),
@@ -250,6 +254,22 @@ async fn a_package_begins_where_it_says() {
     let mut program = Program::new(&[("server.mjs", module), ("package.json", "{}")]);
     program.component.entrypoint = Entrypoint::File(".".into());
     assert_eq!(text(get(&program.start().await, "/").await).await, "server.mjs");
+    let mut program = Program::new(&[
+        ("bin/b.mjs", module),
+        ("package.json", r#"{ "bin": { "b": "bin/b.mjs" } }"#),
+    ]);
+    program.component.entrypoint = Entrypoint::File(".".into());
+    assert_eq!(text(get(&program.start().await, "/").await).await, "b.mjs");
+    let package = r#"{ "scripts": { "start": "next start" } }"#;
+    let mut program = Program::new(&[("package.json", package)]);
+    program.component.entrypoint = Entrypoint::File(".".into());
+    let error = program.fail().await;
+    assert!(
+        error
+            .message
+            .contains(r#"which is "next start" (to run that: a run.sh"#),
+        "{error}"
+    );
     let mut program = Program::new(&[("other.js", ""), ("package.json", "{}")]);
     program.component.entrypoint = Entrypoint::File(".".into());
     let error = program.fail().await;
@@ -258,6 +278,23 @@ async fn a_package_begins_where_it_says() {
         "{error}"
     );
     assert!(error.message.ends_with("there is: other.js, package.json"), "{error}");
+}
+
+#[tokio::test]
+async fn node_is_told_what_the_script_tells_it() {
+    let shown = "const { heap_size_limit } = require('v8').getHeapStatistics();
+        const found = [process.execArgv, typeof gc, heap_size_limit < 2 ** 28];
+        module.exports = { fetch: () => Response.json(found) }";
+    for start in [
+        "node --expose-gc --max-old-space-size=100 a.js",
+        "NODE_OPTIONS='--expose-gc --max-old-space-size=100' node a.js",
+    ] {
+        let package = serde_json::json!({ "scripts": { "start": start } }).to_string();
+        let mut program = Program::new(&[("a.js", shown), ("package.json", &package)]);
+        program.component.entrypoint = Entrypoint::File(".".into());
+        let found = text(get(&program.start().await, "/").await).await;
+        assert_eq!(found, r#"[["--expose-gc","--max-old-space-size=100"],"function",true]"#);
+    }
 }
 
 #[tokio::test]
@@ -649,6 +686,17 @@ async fn finds_what_node_alone_would_find() {
 }
 
 #[tokio::test]
+async fn a_module_finds_nothing_of_commonjs() {
+    let (engine, _program) = start(
+        "const found = [typeof module, typeof exports, typeof require, typeof __filename];
+         export default { fetch: () => Response.json(found) }",
+    )
+    .await;
+    let nothing = r#"["undefined","undefined","undefined","undefined"]"#;
+    assert_eq!(text(get(&engine, "/").await).await, nothing);
+}
+
+#[tokio::test]
 async fn a_worker_that_ends_is_replaced() {
     let (engine, _program) = start(
         "export default { fetch: (request) => request.url.endsWith('/die') ? process.exit(7) : new Response(String(process.pid)) }",
@@ -679,6 +727,17 @@ async fn a_server_that_ends_is_started_again() {
     assert_eq!(failure.message, "program exited with status 7 while it had this event");
     assert_eq!(failure.traceback.as_deref(), Some("bye"));
     assert_ne!(text(get(&engine, "/").await).await, first);
+}
+
+#[tokio::test]
+async fn a_failure_has_the_reason_of_its_own_status() {
+    let (engine, _program) =
+        start("export default (request, response) => { response.statusMessage = 'Fine'; throw new Error('not fine') }")
+            .await;
+    let response = get(&engine, "/").await;
+    assert_eq!(response.status(), 500);
+    // Where it is another than the status's own.
+    assert!(response.extensions().get::<hyper::ext::ReasonPhrase>().is_none());
 }
 
 #[tokio::test]

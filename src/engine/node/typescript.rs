@@ -1,9 +1,9 @@
 //! What Node has to be told to run a program that is written in TypeScript: it takes types off itself, from 22.6 on by a
 //! flag, from 22.18 and 23.6 on without.
 
-use std::path::Path;
 use std::time::Duration;
 
+use super::start_script::{self, StartScript};
 use crate::engine::process;
 use crate::engine::{Settings, StartError};
 use crate::open_files;
@@ -14,15 +14,16 @@ const FLAG: &str = "--experimental-strip-types";
 /// How long Node may take to tell its version, which it does in some 10 ms.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A package's description is a page or two.
-const DESCRIPTION_LIMIT: u64 = 1 << 20;
-
 /// The flags for `component`, none where it does not begin with TypeScript.
 ///
 /// # Errors
 /// The Node that there is can't run TypeScript.
-pub async fn flags(component: &Component, settings: &Settings) -> Result<Vec<&'static str>, StartError> {
-    if !begins_with_typescript(component) {
+pub async fn flags(
+    component: &Component,
+    settings: &Settings,
+    start: Option<&StartScript>,
+) -> Result<Vec<String>, StartError> {
+    if !begins_with_typescript(component, start) {
         return Ok(Vec::new());
     }
     let asked = tokio::process::Command::from(open_files::command("node"))
@@ -37,12 +38,13 @@ pub async fn flags(component: &Component, settings: &Settings) -> Result<Vec<&'s
         _ => return Ok(Vec::new()),
     };
     match version(&said) {
+        Some(version) if version < (22, 6) && start.is_some_and(StartScript::loads_ahead) => Ok(Vec::new()),
         Some(version) if version < (22, 6) => Err(StartError::new(format!(
             "{}: it is TypeScript, which this Node, {said}, can't run: it takes Node 22.6 or newer. Bring such a one (first \
              on PATH), or compile the program to JavaScript",
             component.name
         ))),
-        Some(version) if needs_flag(version) => Ok(vec![FLAG]),
+        Some(version) if needs_flag(version) => Ok(vec![FLAG.to_owned()]),
         _ => Ok(Vec::new()),
     }
 }
@@ -57,28 +59,19 @@ fn version(said: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-fn begins_with_typescript(component: &Component) -> bool {
+fn begins_with_typescript(component: &Component, start: Option<&StartScript>) -> bool {
     let Entrypoint::File(file) = &component.entrypoint else {
         return false;
     };
-    let path = component.root.join(file);
-    if !path.is_dir() {
-        return is_typescript(&file.to_string_lossy());
+    if let Some(start) = start {
+        return is_typescript(&start.file);
     }
-    let Some(description) = description(&path.join("package.json")) else {
-        return false;
+    let Some(description) = start_script::description(component) else {
+        return is_typescript(&file.to_string_lossy());
     };
-    let main = description["main"].as_str().into_iter();
-    let start = description["scripts"]["start"].as_str().into_iter();
-    let words = main.chain(start.flat_map(str::split_ascii_whitespace));
-    let mut words = words.map(str::to_owned).collect::<Vec<_>>();
-    strings(&description["exports"], &mut words);
-    words.iter().any(|word| is_typescript(word))
-}
-
-fn description(file: &Path) -> Option<serde_json::Value> {
-    let small = std::fs::metadata(file).is_ok_and(|metadata| metadata.len() <= DESCRIPTION_LIMIT);
-    small.then(|| serde_json::from_slice(&std::fs::read(file).ok()?).ok())?
+    let mut names = description["main"].as_str().map(str::to_owned).into_iter().collect();
+    strings(&description["exports"], &mut names);
+    names.iter().any(|name| is_typescript(name))
 }
 
 /// All strings in `value`.

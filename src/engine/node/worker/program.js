@@ -19,12 +19,12 @@
       w.timeout = settings.event_timeout;
       w.bodyLimit = settings.body_limit;
       w.ports = [Number(process.env.PORT), settings.conventional_port];
-      const entry = resolveEntry(settings.root, settings.file);
+      const entry = resolveEntry(settings.root, settings.file, settings.start ?? undefined);
       ({ file } = entry);
       process.argv = [process.execPath, file, ...entry.words];
       await prepare(entry);
       w.watchServers();
-      w.program = await find(await loadModule(file));
+      w.program = await find(await loadModule(entry));
       w.mark();
     } catch (error) {
       if (error instanceof Refused) refuse(error.message, null);
@@ -73,12 +73,11 @@
   // --- where it begins
 
   /** The file to begin with, of a package the one that `npm start` runs, else its main one; and what goes with it. */
-  function resolveEntry(root, file) {
+  function resolveEntry(root, file, start = { file: null, words: [], options: [], variables: [] }) {
     const entry = path.resolve(root, file);
     if (!fs.existsSync(entry)) throw new Refused(`there is no ${entry}`);
     if (!fs.statSync(entry).isDirectory()) return { file: entry, words: [], options: [] };
     const description = manifest(entry) ?? {};
-    const start = startOf(description.scripts?.start);
     const exported = exportOf(description.exports);
     const found = { ...start, folder: entry };
     try {
@@ -89,35 +88,19 @@
       const sources = typeof main === "string" && /\.[cm]?ts$/.test(main) ? [main] : [];
       // Where no script says how to start, npm runs server.js.
       const usual = ["server", "main", "app"].flatMap((name) => ["mjs", "js", "cjs"].map((ending) => `${name}.${ending}`));
-      const there = [...sources, ...(start.file ? [] : usual)].find((name) => fs.existsSync(path.join(entry, name)));
+      const { bin } = description;
+      const commands = typeof bin === "string" ? [bin] : Object.values(bin ?? {}).slice(0, 1);
+      const there = [...sources, ...(start.file ? [] : [...usual, ...commands])].find((name) => fs.existsSync(path.join(entry, name)));
       if (there !== undefined) return { ...found, file: path.join(entry, there) };
       const files = fs.readdirSync(entry).filter((name) => !name.startsWith(".")).slice(0, 20);
-      throw new Refused(`package.json names no file that is there as "main" or "exports", nor as "node FILE" under scripts.start; there is: ${files.join(", ")}`);
+      throw new Refused(`package.json names no file that is there as "main" or "exports", nor as "node FILE" under scripts.start${withShell(description.scripts?.start)}; there is: ${files.join(", ")}`);
     }
   }
 
-  // What of Node's options takes the next word for its value; and what of these can be done to a Node that runs already.
-  const TAKES_WORD = new Set(["-C", "--conditions", "--loader", "--experimental-loader", "--watch-path", "--title", "--input-type", "--disable-warning"]);
-  const DONE_HERE = new Set(["-r", "--require", "--import", "--env-file", "--env-file-if-exists"]);
-
-  /** `NAME=value node --option FILE word`; anything else is left to the shell that is not there. */
-  function startOf(script) {
-    const none = { file: null, words: [], options: [], variables: [] };
-    if (typeof script !== "string" || /[$`|&;<>()\\\n]/.test(script)) return none;
-    const words = script.match(/(?:"[^"]*"|'[^']*'|[^\s"'])+/g)?.map((word) => word.replace(/["']/g, "")) ?? [];
-    if (words[0] === "cross-env") words.shift();
-    const variables = [];
-    while (/^\w+=/.test(words[0])) variables.push(words.shift().split(/=(.*)/s, 2));
-    if (words.shift() !== "node") return none;
-    const options = [];
-    while (words[0]?.startsWith("-")) {
-      const [name, value] = words.shift().split(/=(.*)/s, 2);
-      if (["-e", "--eval", "-p", "--print"].includes(name)) return none;
-      if (DONE_HERE.has(name)) options.push([name, value ?? words.shift()]);
-      else if (TAKES_WORD.has(name) && value === undefined) words.shift();
-    }
-    const file = words.shift();
-    return file ? { file, words, options, variables } : none;
+  // Of a script that takes npm and a shell: how it can have them.
+  function withShell(script) {
+    if (typeof script !== "string") return "";
+    return `, which is "${script}" (to run that: a run.sh with "#!/bin/sh" and "exec npm start", and engine = "executable" and entrypoint = "run.sh" in a polyinit.toml)`;
   }
 
   /** Does what `npm start` would have before the file is loaded. What the program was given is not replaced. */
@@ -163,8 +146,10 @@
   }
 
   /** Loads the file as `node FILE` would, which is to say as the main module. */
-  async function loadModule(file) {
-    if (/\.[cm]?ts$/.test(file) && !stripsTypes()) throw new Refused(withoutTypes(file));
+  async function loadModule({ file, options }) {
+    // What was loaded ahead may know better.
+    const isAlone = options.every(([name]) => name.startsWith("--env-file"));
+    if (/\.[cm]?ts$/.test(file) && isAlone && !stripsTypes()) throw new Refused(withoutTypes(file));
     const url = pathToFileURL(file).href;
     if (!isCommonJs(file)) return importModule(url);
     try {

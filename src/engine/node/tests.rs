@@ -251,9 +251,12 @@ async fn a_package_begins_where_it_says() {
         program.component.entrypoint = Entrypoint::File(".".into());
         assert_eq!(text(get(&program.start().await, "/").await).await, expected, "{start}");
     }
-    let mut program = Program::new(&[("server.mjs", module), ("package.json", "{}")]);
-    program.component.entrypoint = Entrypoint::File(".".into());
-    assert_eq!(text(get(&program.start().await, "/").await).await, "server.mjs");
+    for file in ["index.mjs", "server.mjs", ".output/server/index.mjs"] {
+        let mut program = Program::new(&[(file, module), ("package.json", "{}")]);
+        program.component.entrypoint = Entrypoint::File(".".into());
+        let begun = text(get(&program.start().await, "/").await).await;
+        assert!(file.ends_with(&begun), "{begun}");
+    }
     let mut program = Program::new(&[
         ("bin/b.mjs", module),
         ("package.json", r#"{ "bin": { "b": "bin/b.mjs" } }"#),

@@ -72,6 +72,9 @@
 
   // --- where it begins
 
+  // What Nitro (and so Nuxt), SvelteKit and Astro build.
+  const BUILT = [".output/server/index.mjs", "build/index.js", "dist/server/entry.mjs"];
+
   /** The file to begin with, of a package the one that `npm start` runs, else its main one; and what goes with it. */
   function resolveEntry(root, file, start = { file: null, words: [], options: [], variables: [] }) {
     const entry = path.resolve(root, file);
@@ -87,10 +90,10 @@
       const { main } = description;
       const sources = typeof main === "string" && /\.[cm]?ts$/.test(main) ? [main] : [];
       // Where no script says how to start, npm runs server.js.
-      const usual = ["server", "main", "app"].flatMap((name) => ["mjs", "js", "cjs"].map((ending) => `${name}.${ending}`));
+      const usual = ["index", "server", "main", "app"].flatMap((name) => ["mjs", "js", "cjs"].map((ending) => `${name}.${ending}`));
       const { bin } = description;
-      const commands = typeof bin === "string" ? [bin] : Object.values(bin ?? {}).slice(0, 1);
-      const there = [...sources, ...(start.file ? [] : [...usual, ...commands])].find((name) => fs.existsSync(path.join(entry, name)));
+      const commands = (typeof bin === "string" ? [bin] : Object.values(bin ?? {})).filter((name) => typeof name === "string").slice(0, 1);
+      const there = [...sources, ...(start.file ? [] : [...usual, ...BUILT, ...commands])].find((name) => fs.existsSync(path.join(entry, name)));
       if (there !== undefined) return { ...found, file: path.join(entry, there) };
       const files = fs.readdirSync(entry).filter((name) => !name.startsWith(".")).slice(0, 20);
       throw new Refused(`package.json names no file that is there as "main" or "exports", nor as "node FILE" under scripts.start${withShell(description.scripts?.start)}; there is: ${files.join(", ")}`);

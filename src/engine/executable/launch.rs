@@ -26,6 +26,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// A program that listens somewhere else by then is told where it is waited for.
 const HINT_AFTER: Duration = Duration::from_secs(2);
 
+/// What to do about that.
+const OWN_PORT: &str = "one that takes a port of its own choice is found where PORT in its environment names that port";
+
 /// Something that can be started, again and again, and then serves HTTP.
 pub trait Start: Send + Sync + 'static {
     /// Starts it and waits until it listens.
@@ -183,7 +186,7 @@ impl Lookout {
                 hint = None;
                 if let Some(addresses) = addresses_of(leader) {
                     tracing::warn!(
-                        "{name} listens on {addresses} so far, and is waited for on {}",
+                        "{name} listens on {addresses} so far, and is waited for on {}; {OWN_PORT}",
                         self.ports
                     );
                 }
@@ -201,7 +204,7 @@ impl Lookout {
     fn in_vain(&self, process: &Process, name: &str) -> StartError {
         let instead = match addresses_of(process.leader()) {
             None => "it listens nowhere".to_owned(),
-            Some(addresses) => format!("it listens on {addresses}"),
+            Some(addresses) => format!("it listens on {addresses}; {OWN_PORT}"),
         };
         let (ports, patience) = (&self.ports, self.patience);
         StartError::new(format!(

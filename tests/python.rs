@@ -387,3 +387,50 @@ async fn what_fails_after_the_client_has_left_is_in_the_log() {
     app.wait_for("#2 | ValueError: who is to clean up");
     assert!(!app.stop().contains("ClientDisconnect: who"));
 }
+
+#[tokio::test]
+async fn an_application_is_found_by_what_it_is_or_by_what_makes_it() {
+    let class = "class Web:\n    def __call__(self, environ, start_response):\n        start_response('200 OK', [])\n        \
+                 return [b'hello']\n";
+    let factory = "def create_app(settings=None, testing=False):\n    return Web()\n";
+    for (rest, entrypoint, found) in [
+        ("shop = Web()\nsame = shop\n", None, "`shop` is a WSGI application"),
+        (factory, None, "`create_app()` is a WSGI application"),
+        (factory, Some("main:create_app"), "`create_app()` is a WSGI application"),
+        (
+            "def made(settings=None, testing=False):\n    return Web()\n",
+            Some("main:made()"),
+            "`made()` is a WSGI application",
+        ),
+    ] {
+        let folder = folder_with("main.py", format!("{class}{rest}"));
+        let arguments: Vec<&str> = entrypoint.iter().flat_map(|named| ["--entrypoint", named]).collect();
+        let app = Served::start(folder.path(), &arguments);
+        assert_eq!(app.get("/").await.text(), "hello");
+        assert!(app.output().contains(found), "{}", app.output());
+        app.stop();
+    }
+    for (rest, said) in [
+        ("one, two = Web(), Web()\n", "it has: Web, one, two"),
+        (
+            "def make_app():\n    return 7\n",
+            "what make_app() returns is an int, which can't be called",
+        ),
+    ] {
+        let folder = folder_with("main.py", format!("{class}{rest}"));
+        let running = Served::launch(folder.path(), &[]);
+        let line = running.wait_for(said);
+        assert!(line.contains("If it serves HTTP itself, it is an executable"), "{line}");
+        assert_eq!(running.end().0.code(), Some(1));
+    }
+}
+
+#[tokio::test]
+async fn a_package_is_told_to_be_served_from_above() {
+    let folder = folder_with("main.py", "from .routes import app\n");
+    let running = Served::launch(folder.path(), &[]);
+    let name = folder.path().file_name().unwrap().to_str().unwrap();
+    let line = running.wait_for("attempted relative import with no known parent package");
+    assert!(line.contains(&format!("--entrypoint {name}.MODULE:NAME")), "{line}");
+    assert_eq!(running.end().0.code(), Some(1));
+}

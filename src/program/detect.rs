@@ -15,6 +15,17 @@ use super::{Component, EngineKind, Entrypoint, Hint, Interface, ProgramError};
 /// Files that a Python program may begin with, best first.
 const PYTHON: [&str; 5] = ["main.py", "app.py", "asgi.py", "application.py", "server.py"];
 
+/// Where a Python program may begin besides: files that stand in programs of other languages, too, and packages. Empty ones
+/// are no programs.
+const PYTHON_BESIDES: [&str; 6] = [
+    "wsgi.py",
+    "api.py",
+    "app/main.py",
+    "app/app.py",
+    "app/api.py",
+    "app/__init__.py",
+];
+
 /// Files that a Node program may begin with, where there is no package.json, best first.
 const NODE: [&str; 12] = [
     "index.mjs",
@@ -181,7 +192,10 @@ impl Finder<'_> {
                 meant,
             });
         }
-        if python && (self.has_module(module) || self.hint.engine == Some(EngineKind::Python)) {
+        // What a project has installed of itself is in its virtual environment.
+        let may_be_installed = attribute.is_some() && self.hint.interface.is_none();
+        let installed = || may_be_installed && [".venv", "venv"].iter().any(|name| self.root.join(name).is_dir());
+        if python && (self.has_module(module) || self.hint.engine == Some(EngineKind::Python) || installed()) {
             return self.python(
                 module,
                 attribute,
@@ -293,10 +307,25 @@ impl Finder<'_> {
         if let Some(file) = first(&EXECUTABLE).or_else(|| first(&TYPESCRIPT)) {
             return self.file(&file);
         }
+        let is_filled = |name: &&str| {
+            self.root
+                .join(name)
+                .metadata()
+                .is_ok_and(|file| file.is_file() && file.len() > 0)
+        };
+        if let Some(file) = PYTHON_BESIDES.into_iter().find(is_filled) {
+            return self.file(Path::new(file));
+        }
         if let [file] = of_kind(&[FileKind::Elf, FileKind::Script])[..] {
             return self.file(file);
         }
-        if let [file] = of_kind(&[FileKind::Python])[..] {
+        // That one is there to be run: what runs it is another program than one that serves it.
+        let is_module = |file: &&&PathBuf| file.as_path() != Path::new("__main__.py");
+        if let [file] = of_kind(&[FileKind::Python])
+            .iter()
+            .filter(is_module)
+            .collect::<Vec<_>>()[..]
+        {
             return self.file(file);
         }
         if self.root.join("index.html").is_file() {
@@ -474,6 +503,10 @@ mod tests {
             EngineKind::Executable
         );
         assert_eq!(engine(&[("go.sh", b"#!/bin/sh")]), EngineKind::Executable);
+        assert_eq!(
+            engine(&[("tidy.sh", b"#!/bin/sh"), ("app/__init__.py", b"")]),
+            EngineKind::Executable
+        );
         assert_eq!(engine(&[("index.html", b"<p>"), ("a.css", b"")]), EngineKind::Static);
     }
 
@@ -515,6 +548,41 @@ mod tests {
         assert_eq!(begins(&both[..2]), "shop.asgi:application");
         // Without either it is a Python file as any other.
         assert_eq!(begins(&both[..1]), "manage:");
+    }
+
+    #[test]
+    fn knows_the_packages_that_frameworks_begin_with() {
+        let begins = |files: &[(&str, &[u8])]| match found(files, Hint::default()).unwrap().1 {
+            Entrypoint::Module { module, .. } => module,
+            Entrypoint::File(file) => file.display().to_string(),
+        };
+        let files: &[(&str, &[u8])] = &[
+            ("setup.py", b"0"),
+            ("prestart.sh", b"#!/bin/sh"),
+            ("app/__init__.py", b"app = 0"),
+            ("app/main.py", b"app = 0"),
+            ("wsgi.py", b"app = 0"),
+            ("start.sh", b"#!/bin/sh"),
+        ];
+        assert_eq!(begins(&files[..3]), "app");
+        assert_eq!(begins(&files[..4]), "app.main");
+        assert_eq!(begins(&files[..5]), "wsgi");
+        // Who says how it is to be run is asked first.
+        assert_eq!(begins(files), "start.sh");
+        assert_eq!(begins(&[("__main__.py", b"0"), ("web.py", b"0")]), "web");
+    }
+
+    #[test]
+    fn a_module_may_be_in_the_programs_virtual_environment() {
+        let named = |folder: &str| {
+            let hint = Hint {
+                entrypoint: Some("shop.web:app".to_owned()),
+                ..Hint::default()
+            };
+            found(&[(folder, b"")], hint).map(|(engine, ..)| engine)
+        };
+        assert_eq!(named(".venv/pyvenv.cfg"), Ok(EngineKind::Python));
+        assert!(named("src/shop/web.py").is_err());
     }
 
     #[test]

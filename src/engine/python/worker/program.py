@@ -14,10 +14,14 @@ from .report import Refused
 # Where a program is looked for that nobody has named.
 CANDIDATES = ("app", "application", "asgi", "wsgi", "api", "handler", "handle")
 HANDLERS = ("handler", "handle")
+# Functions that make the program's object, by the names that Flask's own server knows them by.
+FACTORIES = ("create_app", "make_app")
 
 ASGI, WSGI, HANDLER = "an ASGI application", "a WSGI application", "a handler"
 SHAPES = "an ASGI application (scope, receive, send), a WSGI application (environ, start_response), " \
          "or a handler (event, context)"
+OWN_SERVER = "If it serves HTTP itself, it is an executable: begin it with #! and its interpreter, and say " \
+             "`engine = \"executable\"` in a polyinit.toml beside it"
 
 
 def has_uvloop(folder):
@@ -88,13 +92,16 @@ def find(load):
         raise
     if attribute is not None:
         target = module
-        for part in attribute.split("."):
+        parts = attribute.removesuffix("()").split(".")
+        for part in parts:
             if not hasattr(target, part):
                 raise Refused(f"the module {module_name!r} has no {attribute!r}; it has: {public(module)}")
             target = getattr(target, part)
-        kind, why_not = look_at(attribute.split(".")[-1], target)
+        kind, why_not = look_at(parts[-1], target)
+        if is_factory(target) and (kind is None or parts[-1] in FACTORIES or attribute.endswith("()")):
+            return made_by(attribute.removesuffix("()"), target)
         if kind is None:
-            raise Refused(f"{attribute!r} {why_not}; what can be run is {SHAPES}")
+            raise Refused(f"{attribute!r} {why_not}; what can be run is {SHAPES}. {OWN_SERVER}")
         return attribute, target, kind
     unfit = []
     for name in CANDIDATES:
@@ -105,8 +112,40 @@ def find(load):
         if kind is not None:
             return name, target, kind
         unfit.append(f"{name!r} {why_not}; ")
+    objects = {id(value): name for name, value in reversed(vars(module).items()) if is_application(value)}
+    if len(objects) == 1:
+        name, = objects.values()
+        target = getattr(module, name)
+        return name, target, look_at(name, target)[0]
+    for name in FACTORIES:
+        target = getattr(module, name, None)
+        if not objects and is_factory(target):
+            return made_by(name, target)
     raise Refused(f"the module {module_name!r} has nothing to run under the names {', '.join(CANDIDATES)}: {SHAPES}; "
-                  f"{''.join(unfit)}it has: {public(module)}. Name it in the entrypoint: {module_name}:NAME")
+                  f"{''.join(unfit)}it has: {public(module)}. Name it in the entrypoint: {module_name}:NAME. "
+                  f"{OWN_SERVER}")
+
+
+def is_application(value):
+    """Whether it is an object that is called as applications are, by the names of the parameters."""
+    code = getattr(getattr(type(value), "__call__", None), "__code__", None)
+    names = code.co_varnames[1:code.co_argcount] if code is not None else ()
+    return names == ("scope", "receive", "send") or len(names) == 2 and names[1] == "start_response"
+
+
+def is_factory(target):
+    if not inspect.isfunction(target) or inspect.iscoroutinefunction(target):
+        return False
+    return takes(inspect.signature(target), 0)
+
+
+def made_by(name, factory):
+    """What a factory makes, as `find` returns it."""
+    target = factory()
+    kind, why_not = look_at("", target)
+    if kind is None:
+        raise Refused(f"what {name}() returns {why_not}; what can be run is {SHAPES}. {OWN_SERVER}")
+    return name + "()", target, kind
 
 
 def public(module):
@@ -140,10 +179,7 @@ def look_at(name, target):
         return (HANDLER if is_handler else WSGI), None
     if one and (name in HANDLERS or next(iter(signature.parameters)).strip("_") == "event"):
         return HANDLER, None
-    hint = ""
-    if type(target).__module__.split(".")[0] == "aiohttp":
-        hint = ": an aiohttp program serves HTTP itself, begin it as an executable, by a file with #!"
-    return None, f"{kind} that is called as {name}{signature}{hint}"
+    return None, f"{kind} that is called as {name}{signature}"
 
 
 def is_three_parameter_coroutine(target):

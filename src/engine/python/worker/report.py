@@ -53,6 +53,10 @@ def last_line(error):
 
 def advice(error, root):
     """What to do about an import that failed in a program in `root`, to go on the message with; or nothing."""
+    if isinstance(error, ImportError) and "with no known parent package" in str(error):
+        above, package = os.path.split(root)
+        return f". Its folder is a package, which is found from the folder above it: `polyinit serve {above} " \
+               f"--entrypoint {package}.MODULE:NAME`"
     name = isinstance(error, ModuleNotFoundError) and error.name
     package = name and name.partition(".")[0]
     if not package or any(os.path.exists(os.path.join(root, own)) for own in (package, package + ".py")):

@@ -434,3 +434,16 @@ async fn a_package_is_told_to_be_served_from_above() {
     assert!(line.contains(&format!("--entrypoint {name}.MODULE:NAME")), "{line}");
     assert_eq!(running.end().0.code(), Some(1));
 }
+
+#[tokio::test]
+async fn a_program_that_serves_by_itself_is_told_what_it_is() {
+    let folder = folder_with(
+        "main.py",
+        "import socket, threading\nserver = socket.create_server(('127.0.0.1', 0))\nthreading.Event().wait()\n",
+    );
+    let running = Served::launch(folder.path(), &[]);
+    let line = running.wait_for("the program is not ready so far: it listens on 127.0.0.1:");
+    assert!(line.contains("`engine = \"executable\"`"), "{line}");
+    running.interrupt();
+    running.end();
+}

@@ -1,7 +1,10 @@
 //! From a component to a worker whose program can take events.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+
+use nix::unistd::Pid;
 
 use super::Language;
 use super::frame::Kind;
@@ -14,6 +17,9 @@ use crate::report::start::Start;
 
 /// How long a worker that closed its channel may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(1);
+
+/// A program that is not ready by then may serve HTTP itself, which is said.
+const HINT_AFTER: Duration = Duration::from_secs(3);
 
 /// A worker that has loaded its program.
 pub struct Launched {
@@ -74,6 +80,7 @@ pub async fn launch(
         })?;
     let channel = interpreter.channel.clone();
     channel.tell(Kind::Load, &load);
+    let leader = interpreter.process.leader();
     let started = &mut interpreter.started;
     let first_word = async {
         tokio::select! {
@@ -83,7 +90,18 @@ pub async fn launch(
         }
     };
     let limit = settings.start_timeout;
-    match tokio::time::timeout(limit, first_word).await {
+    let hint = async {
+        tokio::time::sleep(HINT_AFTER).await;
+        if let Some(own_server) = own_server(leader) {
+            tracing::warn!("{name}: the program is not ready so far{own_server}");
+        }
+        std::future::pending::<Infallible>().await
+    };
+    let first_word = tokio::select! {
+        word = tokio::time::timeout(limit, first_word) => word,
+        never = hint => match never {},
+    };
+    match first_word {
         Ok(Some(Ok(found))) => {
             let found: Found = serde_json::from_slice(&found).unwrap_or_default();
             if found.websockets {
@@ -117,20 +135,23 @@ pub async fn launch(
         }
         Err(_) => {
             let words = interpreter.process.tail().text();
-            let held = listen::held_by(interpreter.process.leader()).unwrap_or_default();
+            let own_server = own_server(leader).unwrap_or_default();
             let _ = interpreter.process.stop(Duration::ZERO).await;
             let seconds = limit.as_secs_f64();
-            let mut message = format!("{name}: the program was not ready within {seconds} s");
-            if let Some(listener) = held.first() {
-                message += &format!(
-                    ": it serves {} itself, and is an executable. Begin it with #! and its interpreter, and say \
-                     `engine = \"executable\"` in a polyinit.toml beside it",
-                    listener.address
-                );
-            }
+            let message = format!("{name}: the program was not ready within {seconds} s{own_server}");
             Err(StartError::new(message).with_traceback(words))
         }
     }
+}
+
+/// What to say of a program that listens instead of getting ready: one that serves HTTP itself never does.
+fn own_server(leader: Pid) -> Option<String> {
+    let held = listen::held_by(leader).ok()?;
+    let address = held.first()?.address;
+    Some(format!(
+        ": it listens on {address}. If it serves HTTP there itself, it is an executable: begin it with #! and its \
+         interpreter, and say `engine = \"executable\"` in a polyinit.toml beside it"
+    ))
 }
 
 fn start_of(interpreter: &Interpreter, marks: &[u64], language: &dyn Language) -> Start {

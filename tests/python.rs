@@ -436,6 +436,40 @@ async fn a_package_is_told_to_be_served_from_above() {
 }
 
 #[tokio::test]
+async fn a_program_shuts_down_whatever_its_events_do() {
+    let asgi = "import asyncio\nasync def app(scope, receive, send):\n    if scope['type'] == 'lifespan':\n        \
+                await receive()\n        await send({'type': 'lifespan.startup.complete'})\n        await receive()\n        \
+                print('shut down')\n        await send({'type': 'lifespan.shutdown.complete'})\n        return\n    \
+                print('asked')\n    await asyncio.sleep(1000)\n";
+    let wsgi = "import atexit, threading\natexit.register(print, 'shut down')\ndef app(environ, start_response):\n    \
+                print('asked')\n    threading.Event().wait()\n";
+    for source in [asgi, wsgi] {
+        let folder = folder_with("main.py", source);
+        let app = Served::start(folder.path(), &["--workers", "1"]);
+        let mut client = std::net::TcpStream::connect(&app.address).unwrap();
+        write!(client, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+        app.wait_for("#1 | asked");
+        drop(client);
+        let output = app.stop();
+        assert!(output.contains("shut down"), "{output}");
+        assert!(!output.contains("does not end"), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn a_programs_own_handler_of_sigterm_has_its_turn() {
+    let folder = folder_with(
+        "main.py",
+        "import signal, sys\ndef leave(number, frame):\n    print('leaving')\n    sys.exit(0)\n\
+         signal.signal(signal.SIGTERM, leave)\ndef handler(event, context):\n    return 'hello'\n",
+    );
+    let app = Served::start(folder.path(), &[]);
+    assert_eq!(app.get("/").await.text(), "hello");
+    let output = app.stop();
+    assert!(output.contains("leaving"), "{output}");
+}
+
+#[tokio::test]
 async fn a_program_that_serves_by_itself_is_told_what_it_is() {
     let folder = folder_with(
         "main.py",

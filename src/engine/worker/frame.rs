@@ -41,7 +41,7 @@ pub enum Kind {
     Message = 3,
     /// Nobody waits for this event's reply any more. Empty.
     Cancel = 4,
-    /// End: let the program shut down, then exit. Empty.
+    /// End: let the program shut down, then exit. How long its events may go on, in milliseconds: u32, little endian.
     Stop = 5,
     /// Say that you are there. Empty.
     Ping = 6,

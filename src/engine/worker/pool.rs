@@ -39,6 +39,9 @@ const KEEPERS_LAST: Duration = Duration::from_secs(2);
 /// The share of the time to stop that a program gets before it is sent a signal.
 const GENTLE: f64 = 0.8;
 
+/// The share of it that its events get which are still under way: behind them comes its own shutdown.
+const EVENTS_LAST: f64 = 0.6;
+
 /// The engine of a component whose language has workers.
 pub struct Workers(Arc<Pool>);
 
@@ -433,7 +436,7 @@ impl Pool {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
             // It ends its WebSockets, which may have no end of their own; replies on their way are finished.
-            worker.ask_to_stop();
+            worker.ask_to_stop(deadline.saturating_duration_since(Instant::now()));
             while worker.channel.load() > 0 {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
@@ -449,7 +452,7 @@ impl Pool {
     /// Ends a worker: its program is asked to finish its events and shut down, and is sent signals if it does not.
     async fn end(&self, worker: &Worker, process: &mut Process, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
-        worker.ask_to_stop();
+        worker.ask_to_stop(left.mul_f64(EVENTS_LAST));
         let gently = tokio::time::timeout(left.mul_f64(GENTLE), async {
             worker.channel.run_with(process).await;
             process.ended().await
@@ -534,8 +537,10 @@ impl State {
 
 impl Worker {
     /// It is to finish its events, and then to end.
-    fn ask_to_stop(&self) {
-        self.told_to_stop.call_once(|| self.channel.tell(Kind::Stop, b""));
+    fn ask_to_stop(&self, events_last: Duration) {
+        let milliseconds = u32::try_from(events_last.as_millis()).unwrap_or(u32::MAX);
+        self.told_to_stop
+            .call_once(|| self.channel.tell(Kind::Stop, &milliseconds.to_le_bytes()));
     }
 
     /// Whether it may get events. One that blocked may again once it has been heard: it has been asked, and answers when it

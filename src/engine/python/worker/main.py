@@ -18,6 +18,9 @@ from .channel import (CANCEL, CONNECT, END, HEADER, LENGTH, LOAD, MESSAGE, PING,
                       TAKEN, Channel)
 from .report import Refused, advice, fault, last_line, own_traceback
 
+# What a cancelled event may take to end, in seconds, before it is not waited for any more.
+LAST_TURNS = 0.1
+
 
 class Worker:
     """The program, and the events that it has."""
@@ -30,6 +33,8 @@ class Worker:
         self.stopping = False
         self.idle = None
         self.marks = []
+        # What the program itself does at a SIGTERM.
+        self.on_term = None
 
     def on_frame(self, kind, stream, payload):
         if kind == REQUEST:
@@ -41,6 +46,7 @@ class Worker:
         elif kind == PING:
             self.channel.write(PONG, 0)
         elif kind == STOP:
+            self.loop.call_later(LENGTH.unpack(payload)[0] / 1000, self.give_up)
             self.stop()
         else:
             exchange = self.exchanges.get(stream)
@@ -71,6 +77,16 @@ class Worker:
         if not self.stopping:
             self.stopping = True
             self.ending = self.loop.create_task(self.end())
+
+    def give_up(self):
+        """Events that are still under way have had their time: what is left is for the program to shut down in."""
+        for exchange in list(self.exchanges.values()):
+            task = getattr(exchange, "task", None)
+            if task is not None:
+                task.cancel()
+        if self.idle is not None:
+            # One on a thread can't be cancelled.
+            self.loop.call_later(LAST_TURNS, asgi.settle, self.idle, None)
 
     async def end(self):
         for exchange in list(self.exchanges.values()):
@@ -126,6 +142,13 @@ class Worker:
             sys.stderr.write(own_traceback(error))
             status = exit_status(error)
         self.channel.flush_blocking()
+        if self.stopping and callable(self.on_term):
+            try:
+                self.on_term(signal.SIGTERM, None)
+            except (SystemExit, KeyboardInterrupt):
+                pass
+            except BaseException as error:
+                sys.stderr.write(own_traceback(error))
         leave(status)
 
     def started(self, found, reason):
@@ -142,6 +165,8 @@ class Worker:
         # The program as it was imported stays, too. What garbage there is among it is not worth the time to find it.
         gc.freeze()
         self.channel.attach(self.loop, self.on_frame, self.stop)
+        # The program's own handler has its turn in the end, when its events are through.
+        self.on_term = signal.getsignal(signal.SIGTERM)
         self.loop.add_signal_handler(signal.SIGTERM, self.stop)
         self.loop.add_signal_handler(signal.SIGCONT, reseed)
         keep_signals_of_children(signal.getsignal(signal.SIGTERM))

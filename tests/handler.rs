@@ -246,3 +246,28 @@ async fn a_status_that_is_none_of_http_is_json() {
         app.stop();
     }
 }
+
+#[tokio::test]
+async fn what_one_event_sets_in_its_context_the_next_does_not_see() {
+    let code = "\
+from contextvars import ContextVar
+SEEN = ContextVar('seen', default='nothing')
+def pieces(path):
+    yield f'{SEEN.get()} '
+    SEEN.set(path + '+')
+    yield SEEN.get()
+def handler(event, context):
+    before = SEEN.get()
+    SEEN.set(event['path'])
+    return pieces(event['path']) if event['query'] else before
+";
+    let folder = folder_with("main.py", code);
+    // One thread, as long as one event comes after the other.
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    for path in ["/a", "/b"] {
+        assert_eq!(app.get(path).await.text(), "nothing");
+        // What a generator does belongs to the call that made it.
+        assert_eq!(app.get(&format!("{path}?x=1")).await.text(), format!("{path} {path}+"));
+    }
+    app.stop();
+}

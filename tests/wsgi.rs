@@ -283,3 +283,23 @@ async fn a_child_may_print_whoever_prints_when_it_is_forked() {
     assert_eq!(app.get("/").await.text(), "0");
     app.stop();
 }
+
+#[tokio::test]
+async fn what_one_event_sets_in_its_context_the_next_does_not_see() {
+    let code = "\
+from contextvars import ContextVar
+SEEN = ContextVar('seen', default='nothing')
+def app(environ, start_response):
+    start_response('200 OK', [('content-type', 'text/plain')])
+    yield SEEN.get().encode()
+    SEEN.set(environ['PATH_INFO'])
+    yield f' {SEEN.get()}'.encode()
+";
+    let folder = folder_with("main.py", code);
+    // One thread, as long as one event comes after the other.
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    for path in ["/a", "/b"] {
+        assert_eq!(app.get(path).await.text(), format!("nothing {path}"));
+    }
+    app.stop();
+}

@@ -5,6 +5,7 @@ What event and context hold, and what may be returned, is described in docs/prog
 
 import asyncio
 import binascii
+import contextvars
 import inspect
 import json
 import marshal
@@ -82,12 +83,14 @@ class Handler:
 class Call(Exchange):
     """A request on its way through the function."""
 
-    __slots__ = ("handler", "task")
+    __slots__ = ("handler", "task", "variables")
 
     def __init__(self, handler, stream, event, whole):
         Exchange.__init__(self, handler.worker, stream, event, whole)
         self.handler = handler
         self.task = None
+        # The context of what it does in threads.
+        self.variables = None
 
     async def run(self, head):
         EVENT.set(self.event)
@@ -113,7 +116,8 @@ class Call(Exchange):
         if handler.is_async:
             return await handler.function(event, context)
         done = self.worker.loop.create_future()
-        handler.threads.run(self.event, self.call_in_thread, event, context, done)
+        self.variables = contextvars.copy_context()
+        handler.threads.run(self.variables, self.call_in_thread, event, context, done)
         returned = await done
         # A wrapper that isn't async itself may give back what is.
         return await returned if inspect.isawaitable(returned) else returned
@@ -201,9 +205,10 @@ class Call(Exchange):
                     await self.send_piece(piece)
             else:
                 loop, threads = self.worker.loop, self.handler.threads or Threads(self.worker.loop)
+                variables = contextvars.copy_context() if self.variables is None else self.variables
                 while True:
                     done = loop.create_future()
-                    threads.run(self.event, next_in_thread, generator, threads, done)
+                    threads.run(variables, next_in_thread, generator, threads, done)
                     piece = await done
                     if piece is END:
                         break

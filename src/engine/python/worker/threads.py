@@ -3,8 +3,6 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from .output import EVENT
-
 # Events at once that a worker's threads take; others wait for one.
 THREADS = 40
 
@@ -16,9 +14,9 @@ class Threads:
         self.loop = loop
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="event")
 
-    def run(self, event, work, *arguments):
-        """Has a thread do `work` on behalf of `event`."""
-        self.pool.submit(on_behalf, event, work, *arguments)
+    def run(self, context, work, *arguments):
+        """Has a thread do `work` in an event's own context: the thread has had other events, and will have more."""
+        self.pool.submit(context.run, work, *arguments)
 
     def call(self, function, *arguments):
         """From a thread: has the loop call `function`, and doesn't wait."""
@@ -27,8 +25,3 @@ class Threads:
     def wait_for(self, coroutine):
         """From a thread: has the loop run `coroutine`, and waits for what it returns."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
-
-
-def on_behalf(event, work, *arguments):
-    EVENT.set(event)
-    work(*arguments)

@@ -4,6 +4,7 @@ A reply whose iterable is a list goes as one frame, with a `content-length`; any
 takes it.
 """
 
+import contextvars
 import io
 import marshal
 import sys
@@ -11,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from .channel import WHOLE_BYTES
 from .exchange import Disconnected, Exchange
+from .output import EVENT
 from .report import last_line, own_traceback
 from .threads import Threads
 
@@ -42,7 +44,9 @@ class Application:
         environ = environ_of(method, raw_path, query, version, scheme, headers, client, server)
         call = Call(self, exchange, environ)
         environ["wsgi.input"] = io.BytesIO(body) if body is not None else io.BufferedReader(Input(call), 64 << 10)
-        self.threads.run(event, call.run)
+        variables = contextvars.copy_context()
+        variables.run(EVENT.set, event)
+        self.threads.run(variables, call.run)
 
     def message(self, stream, payload):
         event, _ = marshal.loads(payload)

@@ -314,3 +314,15 @@ async fn messages_come_to_plain_modules_on_stdin() {
         guest.stop().await;
     }
 }
+
+#[test]
+fn names_that_a_guest_gives_itself_do_nothing_to_a_terminal() {
+    let guest = r#"(module (import "\1b[31mred\0aerror: none" "\07" (func)) (func (export "_start")))"#;
+    let folder = crate::support::folder_with("guest.wasm", wat::parse_str(guest).unwrap());
+    let guest = folder.path().join("guest.wasm");
+    for command in ["inspect", "invoke"] {
+        let (_, said) = crate::support::Running::start(&[command, guest.to_str().unwrap()]).end();
+        assert!(said.contains("\\u{1b}[31mred\\nerror: none"), "{said}");
+        assert!(!said.contains(['\x1b', '\x07']), "{said}");
+    }
+}

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{CommandError, cache_directory, say};
 use crate::engine::wasm;
 use crate::program::{self, Component, EngineKind, Entrypoint, Hint};
+use crate::report::log::visible;
 
 /// Show what a program is made of, what runs each part and why, and what each may do; start nothing.
 ///
@@ -96,7 +97,8 @@ fn may(component: &Component) -> Vec<&'static str> {
 }
 
 fn show(description: &Value) {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    // A Wasm file chooses its names itself.
+    let text = |value: &Value| visible(value.as_str().unwrap_or_default()).replace('\n', "\\n");
     let list = |value: &Value, none: &str| {
         let words: Vec<String> = value.as_array().into_iter().flatten().map(text).collect();
         if words.is_empty() {
@@ -132,7 +134,7 @@ fn show(description: &Value) {
     if wasm.is_object() {
         say(&format!("  is a         WebAssembly {}", text(&wasm["form"])));
         match wasm["refused"].as_str() {
-            Some(refused) => say(&format!("  can't run    {refused}")),
+            Some(refused) => say(&format!("  can't run    {}", visible(refused))),
             None => say(&format!("  runs as      {}", text(&wasm["runs_as"]))),
         }
         say(&format!("  imports      {}", list(&wasm["imports"], "nothing")));

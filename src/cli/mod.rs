@@ -34,6 +34,7 @@ use crate::intake::http::{Served, access_log};
 use crate::machine::reaper;
 use crate::open_files;
 use crate::program::manifest::{self, AccessLog};
+use crate::report::log::visible;
 
 /// Gives each event (an HTTP request, a network message) to what runs it: Python, Node, any executable that serves
 /// HTTP, or WebAssembly. PID 1 of microVMs and containers, and a command for developers.
@@ -154,7 +155,7 @@ fn say(line: &str) {
 
 /// As [`say`], on standard error, where the log goes.
 fn note(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", visible(text));
 }
 
 /// Prints the line of a request that was served.

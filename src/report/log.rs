@@ -1,6 +1,7 @@
 //! The log: one line each on standard error, for people. What programs print goes through it, too, with their
 //! component's name before it.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, OnceLock};
@@ -97,8 +98,25 @@ where
         if !parts.component.is_empty() {
             write!(writer, "{}: ", parts.component)?;
         }
-        writeln!(writer, "{}{}", parts.message, parts.rest)
+        writeln!(writer, "{}{}", visible(&parts.message), parts.rest)
     }
+}
+
+/// `text` without what a terminal would obey: control characters but the ends of lines and tabs are written as escapes. A
+/// sentence of ours may have names in it that a file of somebody else's has given itself.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let is_obeyed = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');
+    if !text.contains(is_obeyed) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for letter in text.chars() {
+        match is_obeyed(letter) {
+            true => shown.extend(letter.escape_default()),
+            false => shown.push(letter),
+        }
+    }
+    shown.into()
 }
 
 #[derive(Default)]
@@ -126,5 +144,18 @@ impl Visit for Parts {
             "component" => write!(self.component, "{value:?}"),
             name => write!(self.rest, " {name}={value:?}"),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_that_a_terminal_would_obey() {
+        assert_eq!(
+            visible("a\x1b[31mb\u{9b}1mc\rd\n\te é"),
+            "a\\u{1b}[31mb\\u{9b}1mc\\rd\n\te é"
+        );
     }
 }

@@ -163,7 +163,11 @@ fn listed(names: &[String]) -> String {
     if names.is_empty() {
         return "nothing".to_owned();
     }
-    let mut list: Vec<String> = names.iter().take(LISTED).map(|name| format!("`{name}`")).collect();
+    let mut list: Vec<String> = names
+        .iter()
+        .take(LISTED)
+        .map(|name| format!("`{}`", name.escape_debug()))
+        .collect();
     if let Some(more) = names.len().checked_sub(LISTED).filter(|more| *more > 0) {
         list.push(format!("and {more} more"));
     }

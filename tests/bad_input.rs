@@ -226,3 +226,32 @@ fn a_command_line_that_is_not_understood() {
     assert_eq!(status.code(), Some(2));
     says(&output, &["serve"]);
 }
+
+#[test]
+fn a_path_that_is_not_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join(std::ffi::OsStr::from_bytes(b"a\xff"));
+    std::fs::create_dir(&program).unwrap();
+    let run = |arguments: &[&std::ffi::OsStr]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_polyinit"));
+        let output = command.args(arguments).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (text(output.stdout), text(output.stderr))
+    };
+    for (file, language) in [("main.py", "Python"), ("index.mjs", "Node")] {
+        std::fs::write(program.join(file), "").unwrap();
+        let (_, said) = run(&["invoke".as_ref(), program.as_ref()]);
+        says(
+            &said,
+            &[&format!("is no path for a {language} program: it is not UTF-8")],
+        );
+        let (json, said) = run(&["inspect".as_ref(), "--json".as_ref(), program.as_ref()]);
+        assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok(), "{said}");
+        std::fs::remove_file(program.join(file)).unwrap();
+    }
+    // Where such a name is merely among those that are there.
+    let entrypoint = ["invoke", "--entrypoint", "nothing:app"].map(AsRef::as_ref);
+    let (_, said) = run(&[entrypoint.as_slice(), &[folder.path().as_ref()]].concat());
+    assert!(!said.contains("can't be read"), "{said}");
+}

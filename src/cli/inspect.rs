@@ -67,7 +67,7 @@ fn describe(component: &Component, alone: bool) -> Result<Value, CommandError> {
         "name": component.name,
         "engine": component.engine,
         "why": component.why,
-        "root": component.root,
+        "root": component.root.to_string_lossy(),
         "entrypoint": entrypoint,
         "routes": routes,
         "messages": component.takes_messages(alone),

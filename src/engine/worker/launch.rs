@@ -1,6 +1,7 @@
 //! From a component to a worker whose program can take events.
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::warm::Interpreter;
 use crate::engine::listen;
 use crate::engine::process::{Confinement, Process};
 use crate::engine::{Settings, StartError};
-use crate::program::Component;
+use crate::program::{Component, Entrypoint};
 use crate::report::start::Start;
 
 /// How long a worker that closed its channel may take to end.
@@ -62,6 +63,19 @@ pub async fn launch(
     settings: &Settings,
 ) -> Result<Launched, StartError> {
     let name = &component.name;
+    let file = match &component.entrypoint {
+        Entrypoint::File(file) => file.as_path(),
+        Entrypoint::Module { .. } => Path::new(""),
+    };
+    // Workers are told of it as text.
+    let path = component.root.join(file);
+    if path.to_str().is_none() {
+        return Err(StartError::new(format!(
+            "{name}: {} is no path for a {} program: it is not UTF-8",
+            path.display(),
+            language.name()
+        )));
+    }
     let load = language.load(component, settings)?;
     let confinement = Confinement::of(component)?;
     let mut interpreter = Interpreter::for_component(language, component, settings, confinement)

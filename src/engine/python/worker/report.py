@@ -69,4 +69,5 @@ def advice(error, root):
 
 
 def fault(message, text):
-    return json.dumps({"message": message, "traceback": text}).encode()
+    # Of a file's name that is not UTF-8, Python makes what is not to be had in JSON (PEP 383).
+    return json.dumps({"message": message, "traceback": text}, ensure_ascii=False).encode(errors="replace")

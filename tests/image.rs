@@ -708,3 +708,61 @@ fn the_debian_image_is_the_same_every_time_and_holds_what_programs_need() {
     };
     assert_eq!(count("pyc"), count("py"), "every module has its bytecode");
 }
+
+#[test]
+fn an_output_is_none_of_what_the_image_is_made_of() {
+    let folder = TempDir::new().expect("a folder");
+    let init = small_init(folder.path());
+    let path = recipe(folder.path(), "base = \"none\"\n");
+    fs::create_dir(path.join("files")).expect("a folder");
+    let (file, link) = (path.join("files/data"), folder.path().join("link"));
+    fs::write(&file, "data").expect("writes");
+    symlink(path.join("image.toml"), &link).expect("a link");
+    for output in [&path.join("image.toml"), &file, &link, &init] {
+        let before = fs::read(output).expect("reads");
+        let error = fails(polyinit(&[&"build", &path, &"-o", output, &"--init", &init]));
+        assert!(error.contains("is a part of what the image is made of"), "{error}");
+        assert!(
+            fs::read(output).expect("reads") == before,
+            "{} is another",
+            output.display()
+        );
+    }
+}
+
+#[test]
+fn what_is_at_work_for_a_build_ends_with_it() {
+    let folder = TempDir::new().expect("a folder");
+    let init = small_init(folder.path());
+    let path = recipe(
+        folder.path(),
+        "base = \"none\"\n[python]\nrequirements = \"list\"\nversion = \"3.11\"\n",
+    );
+    fs::write(path.join("list"), "").expect("writes");
+    // In the place of pip: as mmdebstrap, it ends when its child has.
+    let python = folder.path().join("python3");
+    let script = "#!/bin/sh\ntrap : TERM\nsh -c 'echo $$ > pid; mv pid ready; exec sleep 1000'\nexit 1\n";
+    fs::write(&python, script).expect("writes");
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
+    let paths = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("a PATH"));
+    let mut build = Command::new(env!("CARGO_BIN_EXE_polyinit"))
+        .args(["image", "build", "--init"])
+        .args([&init, &path, Path::new("-o"), &folder.path().join("image")])
+        .env("PATH", paths)
+        .current_dir(folder.path())
+        .spawn()
+        .expect("polyinit runs");
+    let ready = folder.path().join("ready");
+    while !ready.exists() {
+        std::thread::yield_now();
+    }
+    let child: i32 = fs::read_to_string(&ready)
+        .expect("reads")
+        .trim()
+        .parse()
+        .expect("a number");
+    let id = nix::unistd::Pid::from_raw(build.id() as i32);
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).expect("it is there");
+    assert_eq!(build.wait().expect("its end").code(), Some(1));
+    assert!(!Path::new(&format!("/proc/{child}")).exists(), "it is still at work");
+}

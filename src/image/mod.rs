@@ -24,6 +24,7 @@ mod python;
 mod recipe;
 mod squashfs;
 mod target;
+mod tools;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ pub use oci::{OciReadError, OciWriteError};
 pub use python::PythonError;
 pub use recipe::{Base, DEFAULT_EPOCH, Debian, FILE_NAME, FILES_FOLDER, Folder, Python, Recipe, RecipeError};
 pub use squashfs::SquashfsError;
-pub use target::{WriteError, abandon};
+pub use target::WriteError;
 pub use tree::TreeError;
 
 use folder::Modes;
@@ -130,6 +131,9 @@ pub enum BuildError {
     /// The image can't be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// The image would take the place of what it is made of.
+    #[error("{0} is a part of what the image is made of, and would be overwritten: name another output")]
+    OutputIsInput(PathBuf),
     /// `SOURCE_DATE_EPOCH` is no time.
     #[error("SOURCE_DATE_EPOCH is {0:?}: it must be a number of seconds since 1970, below 4294967296, or not set")]
     Epoch(String),
@@ -138,6 +142,12 @@ pub enum BuildError {
         "the base folder {0} of the recipe is not a folder: correct base.folder.path, which starts from the recipe's own folder"
     )]
     NoFolder(PathBuf),
+}
+
+/// Ends and removes what was begun, for a process that is to end now.
+pub fn abandon() {
+    tools::abandon();
+    target::abandon();
 }
 
 impl Build {
@@ -153,7 +163,12 @@ impl Build {
         let epoch = epoch(&recipe)?;
         // A place that can't be written to is told now. It is made for good only when there is something to write: a
         // build that is interrupted before leaves nothing there.
+        let inputs = self.inputs(&recipe);
         for output in &self.outputs {
+            let there = output.path.canonicalize();
+            if there.is_ok_and(|there| inputs.iter().any(|input| there.starts_with(input))) {
+                return Err(BuildError::OutputIsInput(output.path.clone()));
+            }
             drop(Target::create(&output.path)?);
         }
 
@@ -200,6 +215,27 @@ impl Build {
             done(output, Built { bytes, entries });
         }
         Ok(())
+    }
+
+    /// The files and folders that the image is made of.
+    fn inputs(&self, recipe: &Recipe) -> Vec<PathBuf> {
+        let base = match &recipe.base {
+            Base::Folder(base) | Base::Oci(base) => Some(base.path.get_ref()),
+            Base::Debian(_) | Base::None => None,
+        };
+        let list = recipe.python.as_ref().map(|python| python.requirements.get_ref());
+        let named = base.into_iter().chain(list).map(|path| recipe.folder.join(path));
+        let init = self.init.clone().or_else(|| std::env::current_exe().ok());
+        let others = [Some(self.recipe_file()), recipe.files(), init];
+        let all = named.chain(others.into_iter().flatten());
+        all.filter_map(|path| path.canonicalize().ok()).collect()
+    }
+
+    fn recipe_file(&self) -> PathBuf {
+        match self.recipe.is_dir() {
+            true => self.recipe.join(FILE_NAME),
+            false => self.recipe.clone(),
+        }
     }
 
     /// What the image starts from, and the environment that comes with it.

@@ -5,14 +5,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
 use super::folder::{self, FolderError, Modes};
 use super::recipe::{Python, Recipe};
 use super::tree::Tree;
-use super::{PackageCache, Progress};
+use super::{PackageCache, Progress, tools};
 use crate::open_files;
 
 /// Wheels inside a package cache.
@@ -112,7 +112,11 @@ fn pip(command: &str, python: &Python, list: &Path) -> Command {
 }
 
 fn run(command: &mut Command) -> Result<(), PythonError> {
-    let output = command.output().map_err(PythonError::Run)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let output = tools::with(command, Child::wait_with_output).map_err(PythonError::Run)?;
     if output.status.success() {
         return Ok(());
     }

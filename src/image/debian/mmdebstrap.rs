@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::process::{ChildStderr, Command, Stdio};
 
 use super::DebianError;
-use crate::image::Progress;
+use crate::image::{Progress, tools};
 use crate::open_files;
 
 /// Its name.
@@ -49,28 +49,25 @@ pub fn quoted(word: &str) -> String {
 /// It isn't there, or fails.
 pub fn run(mut command: Command, input: &str, output: &File, progress: Progress<'_>) -> Result<(), DebianError> {
     let output = output.try_clone().map_err(DebianError::Run)?;
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(output)
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| {
-            if error.kind() == io::ErrorKind::NotFound {
-                DebianError::NoMmdebstrap
-            } else {
-                DebianError::Run(error)
-            }
-        })?;
-    // A few lines fit into the pipe, so this doesn't wait for the child; and one that died already says why itself.
-    if let Some(mut stdin) = child.stdin.take() {
-        drop(stdin.write_all(input.as_bytes()));
-    }
-    let heard = child
-        .stderr
-        .take()
-        .map_or(Ok(String::new()), |stderr| listen(stderr, progress));
-    let status = child.wait().map_err(DebianError::Run)?;
-    let reason = heard.map_err(DebianError::Run)?;
+    command.stdin(Stdio::piped()).stdout(output).stderr(Stdio::piped());
+    let done = tools::with(&mut command, |mut child| {
+        // A few lines fit into the pipe, so this doesn't wait for the child; and one that died already says why itself.
+        if let Some(mut stdin) = child.stdin.take() {
+            drop(stdin.write_all(input.as_bytes()));
+        }
+        let heard = child
+            .stderr
+            .take()
+            .map_or(Ok(String::new()), |stderr| listen(stderr, progress));
+        Ok((child.wait()?, heard?))
+    });
+    let (status, reason) = done.map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            DebianError::NoMmdebstrap
+        } else {
+            DebianError::Run(error)
+        }
+    })?;
     if status.success() {
         Ok(())
     } else {

@@ -340,3 +340,20 @@ async fn a_mistake_on_the_way_drops_no_request_either() {
     assert!(reply.starts_with("one "), "{reply}");
     served.stop();
 }
+
+#[test]
+fn a_build_command_ends_with_the_build() {
+    let folder = folder_with(
+        "polyinit.toml",
+        "[components.a]\nsource = \"a.py\"\nbuild = \"exec sleep 1000\"\n",
+    );
+    let build = crate::support::Running::start(&["build", folder.path().to_str().unwrap()]);
+    while build.children().is_empty() {
+        std::thread::yield_now();
+    }
+    build.signal(nix::sys::signal::Signal::SIGTERM);
+    // It sees to it that nothing is left.
+    let (status, output) = build.end();
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(output.contains("interrupted"), "{output}");
+}

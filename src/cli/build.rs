@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::serve::Stop;
 use super::{CommandError, say};
 use crate::program::build::Build;
 use crate::program::manifest;
@@ -29,6 +30,7 @@ pub struct BuildCommand {
 
 impl BuildCommand {
     pub async fn run(self) -> Result<(), CommandError> {
+        let mut stop = Stop::listen()?;
         let builds = manifest::builds(&self.path)?.ok_or_else(|| {
             format!(
                 "there is no {} in {}, in which `build` commands would stand",
@@ -50,7 +52,11 @@ impl BuildCommand {
         }
         let wanted = |build: &&Build| self.components.is_empty() || self.components.contains(&build.component);
         for build in builds.iter().filter(wanted) {
-            run(build).await?;
+            tokio::select! {
+                done = run(build) => done?,
+                // Dropped, it ends what it has started, which Ctrl-C does not reach by itself.
+                () = stop.asked() => return Err("interrupted before all was done".into()),
+            }
         }
         Ok(())
     }

@@ -154,7 +154,16 @@ async fn live_in_machine(options: MachineOptions) -> io::Result<()> {
     let mut limits = Limits::default();
     limits.event = options.event_limit.unwrap_or(limits.event);
     let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
-    live(Listener::Vsock(listener), ready, guest, limits, options.http, &settings).await
+    live(
+        Listener::Vsock(listener),
+        ready,
+        guest,
+        limits,
+        options.http,
+        &settings,
+        None,
+    )
+    .await
 }
 
 /// Starts what is there beside the program and the host's intake: the guest API, and a shell where the options ask for one;
@@ -247,6 +256,7 @@ pub struct Options {
 /// # Errors
 /// Where the socket can't be listened on, or there is no place for the folder.
 pub async fn live_in_folder(options: Options) -> io::Result<()> {
+    let hangup = crate::cli::hangup()?;
     let folder = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
     let place = Place::Folder {
         root: folder.path().to_owned(),
@@ -285,12 +295,13 @@ pub async fn live_in_folder(options: Options) -> io::Result<()> {
         }
     };
     let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
-    let lived = live(listener, ready, guest, options.limits, options.http, &settings).await;
+    let lived = live(listener, ready, guest, options.limits, options.http, &settings, hangup).await;
     let _ = std::fs::remove_file(&options.socket);
     lived
 }
 
 /// Ready, configure, serve, halt: what a guest does wherever it is. Its program is served at the addresses in `http`, too.
+/// It also ends with its terminal, where it has one.
 async fn live(
     listener: Listener,
     ready: impl Future<Output = io::Result<()>>,
@@ -298,7 +309,11 @@ async fn live(
     limits: Limits,
     http: Vec<SocketAddr>,
     settings: &Settings,
+    mut hangup: Option<tokio::signal::unix::Signal>,
 ) -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // The power is failing, or a container's manager wants it off.
+    let mut power = signal(SignalKind::from_raw(Signal::SIGPWR as i32))?;
     let around = guest.around();
     let intake = Intake::new(guest, limits, around.clone());
     for address in http {
@@ -314,14 +329,12 @@ async fn live(
         ),
     }
     crate::engine::warm_up(settings);
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    // The power is failing, or a container's manager wants it off.
-    let mut power = signal(SignalKind::from_raw(Signal::SIGPWR as i32))?;
     tokio::select! {
         _ = serving => {}
         _ = terminate.recv() => intake.halt().await,
         _ = interrupt.recv() => intake.halt().await,
         _ = power.recv() => intake.halt().await,
+        Some(()) = async { hangup.as_mut()?.recv().await } => intake.halt().await,
     }
     report::stage("halted");
     Ok(())

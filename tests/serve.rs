@@ -107,7 +107,10 @@ async fn where_nothing_else_can_be_written_to_shared_memory_is() {
     let folder = folder_with("main.py", HELLO);
     // No more can be written there than to a container's read-only root.
     let starter = ["env", "TMPDIR=/proc"];
-    let serve = ["serve", folder.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    // A folder would be served where it is.
+    let zip = folder.path().join("app.zip");
+    std::fs::write(&zip, crate::host::zip_of(&folder.path().join("main.py"))).unwrap();
+    let serve = ["serve", zip.to_str().unwrap(), "--listen", "127.0.0.1:0"];
     let running = crate::support::Running::start_under(&starter, &serve);
     let address = running.wait_for("serving on http://");
     let address = address.rsplit('/').next().unwrap();
@@ -289,4 +292,37 @@ async def handler(event, context):
     app.interrupt();
     let (status, output) = app.end();
     assert_eq!(status.code(), Some(0), "{output}");
+}
+
+#[test]
+fn temporary_files_are_removed_with_the_one_who_needed_them() {
+    let folder = folder_with("main.py", HELLO);
+    let zip = folder.path().join("app.zip");
+    std::fs::write(&zip, crate::host::zip_of(&folder.path().join("main.py"))).unwrap();
+    let temporary = tempfile::tempdir().unwrap();
+    let place = format!("TMPDIR={}", temporary.path().display());
+    let starter = ["env", "--default-signal=HUP", &place];
+    let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let ends = |words: &[&str], said: &str, signal| {
+        let running = crate::support::Running::start_under(&starter, words);
+        running.wait_for(said);
+        running.signal(signal);
+        running.end();
+        let left: Vec<_> = std::fs::read_dir(temporary.path()).unwrap().collect();
+        assert!(left.is_empty(), "{words:?}, {signal}: {left:?}");
+    };
+    // Nobody cleans up after SIGKILL, so that what is not needed must not be there.
+    let (site, zip) = (folder_with("index.html", "hello"), zip.as_path());
+    for (program, signal) in [
+        (site.path(), Signal::SIGKILL),
+        (zip, Signal::SIGTERM),
+        (zip, Signal::SIGHUP),
+    ] {
+        let program = path(program);
+        ends(&["serve", &program, "--listen", "127.0.0.1:0"], "serving on", signal);
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let socket = path(&folder.path().join("v.sock"));
+        ends(&["guest", "--socket", &socket], "ready after", signal);
+    }
 }

@@ -1,9 +1,11 @@
 //! `polyinit check`: tells every mistake of a program's manifest, and starts nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::serve::Stop;
+use super::workspace::{Workspace, unless_stopped};
 use super::{CommandError, say};
 use crate::program::{self, Hint, ProgramError, manifest};
 
@@ -41,19 +43,28 @@ impl Check {
             say(&format!("{:#}", manifest::schema()));
             return Ok(());
         };
-        let workspace = super::workspace()?;
-        let opened = program::open(&path, &Hint::default(), workspace.path());
-        if self.json {
-            return self::json(opened);
-        }
-        let program = opened?;
-        let components = program.components.iter();
-        let names: Vec<String> = components
-            .map(|component| format!("{} ({})", component.name, component.engine))
-            .collect();
-        say(&format!("{}: no mistake: {}", path.display(), names.join(", ")));
-        Ok(())
+        let json = self.json;
+        unless_stopped(
+            &mut Stop::listen()?,
+            || (),
+            move |workspace| tell(&path, json, workspace),
+        )
+        .await
     }
+}
+
+fn tell(path: &Path, json: bool, workspace: &Workspace) -> Result<(), CommandError> {
+    let opened = program::open(path, &Hint::default(), || workspace.place());
+    if json {
+        return self::json(opened);
+    }
+    let program = opened?;
+    let components = program.components.iter();
+    let names: Vec<String> = components
+        .map(|component| format!("{} ({})", component.name, component.engine))
+        .collect();
+    say(&format!("{}: no mistake: {}", path.display(), names.join(", ")));
+    Ok(())
 }
 
 fn json(opened: Result<program::Program, ProgramError>) -> Result<(), CommandError> {

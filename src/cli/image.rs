@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::CommandError;
 use super::serve::Stop;
+use super::workspace::unless_stopped;
 use crate::image::{self, Build, Built, Format, Output, PackageCache, inspect};
 
 /// Build an image for microVMs, or look into one.
@@ -83,31 +84,18 @@ struct InspectImage {
     json: bool,
 }
 
-/// How often a folder is removed in which somebody may still be at work.
-const ATTEMPTS: usize = 10;
-
 impl Image {
     pub async fn run(self) -> Result<(), CommandError> {
         let mut stop = Stop::listen()?;
-        let workspace = super::workspace()?;
-        // So that what is half done, and may be large, is known by one name. It is set once, here.
-        let _ = tempfile::env::override_temp_dir(workspace.path());
-        let work = tokio::task::spawn_blocking(|| match self.action {
-            Action::Build(build) => build.run(),
-            Action::Inspect(inspect) => inspect.run(),
-        });
-        tokio::select! {
-            done = work => return done?,
-            () = stop.asked() => {}
-        }
-        image::abandon();
-        // Something may come while it is being removed, until there is no folder to put it into.
-        for _ in 0..ATTEMPTS {
-            if std::fs::remove_dir_all(workspace.path()).is_ok() {
-                break;
+        unless_stopped(&mut stop, image::abandon, |workspace| {
+            // So that what is half done, and may be large, is known by one name. It is set once, here.
+            let _ = tempfile::env::override_temp_dir(workspace.folder()?);
+            match self.action {
+                Action::Build(build) => build.run(),
+                Action::Inspect(inspect) => inspect.run(),
             }
-        }
-        Err("interrupted before all was done".into())
+        })
+        .await
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::serve::Stop;
+use super::workspace::{Workspace, unless_stopped};
 use super::{CommandError, cache_directory, say};
 use crate::engine::wasm;
 use crate::program::{self, Component, EngineKind, Entrypoint, Hint};
@@ -34,16 +36,19 @@ pub struct Inspect {
 
 impl Inspect {
     pub async fn run(self) -> Result<(), CommandError> {
-        let workspace = super::workspace()?;
+        unless_stopped(&mut Stop::listen()?, || (), |workspace| self.show(workspace)).await
+    }
+
+    fn show(self, workspace: &Workspace) -> Result<(), CommandError> {
         let hint = Hint {
             entrypoint: self.entrypoint,
             ..Hint::default()
         };
-        let program = program::open(&self.path, &hint, workspace.path())?;
+        let program = program::open(&self.path, &hint, || workspace.place())?;
         let alone = program.components.len() == 1;
         let mut described = Vec::with_capacity(program.components.len());
         for component in program.components {
-            described.push(tokio::task::spawn_blocking(move || describe(&component, alone)).await??);
+            described.push(describe(&component, alone)?);
         }
         if self.json {
             say(&format!("{:#}", json!({ "components": described })));

@@ -97,7 +97,7 @@ impl Invoke {
         let event = self.event()?;
         let mut stop = Stop::listen()?;
         let began = Instant::now();
-        let mut opened = self.program.open()?;
+        let mut opened = self.program.open_unless(&mut stop).await?;
         let gateway = opened.gateway().await;
         let running = tokio::select! {
             running = start(opened.program.components.clone(), &opened.settings, None, |_| ()) => running?,

@@ -18,16 +18,16 @@ mod turn;
 #[cfg(feature = "host")]
 mod vm;
 mod watch;
+mod workspace;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Parser, Subcommand};
-use tempfile::TempDir;
 
 use crate::engine::{process, processors};
 use crate::intake::http::{Served, access_log};
@@ -35,6 +35,7 @@ use crate::machine::reaper;
 use crate::open_files;
 use crate::program::manifest::{self, AccessLog};
 use crate::report::log::visible;
+pub use serve::hangup;
 
 /// Gives each event (an HTTP request, a network message) to what runs it: Python, Node, any executable that serves
 /// HTTP, or WebAssembly. PID 1 of microVMs and containers, and a command for developers.
@@ -171,23 +172,6 @@ fn tell(served: &Served<'_>, form: AccessLog) {
 fn fail(message: &str) -> ExitCode {
     note(&format!("error: {message}"));
     ExitCode::FAILURE
-}
-
-/// A folder for what a program is unpacked to, and for its sockets. In a container with a read-only root, shared memory is
-/// often the one place that can be written to.
-fn workspace() -> Result<TempDir, CommandError> {
-    let folder = |place: &Path| tempfile::Builder::new().prefix("polyinit-").tempdir_in(place);
-    let usual = std::env::temp_dir();
-    folder(&usual)
-        .or_else(|error| folder(Path::new("/dev/shm")).map_err(|_| error))
-        .map_err(|error| {
-            let reason = std::io::Error::from(error.kind());
-            format!(
-                "there is no place for temporary files in {}: {reason}. TMPDIR names another",
-                usual.display()
-            )
-            .into()
-        })
 }
 
 /// Where compiled Wasm and other things that can be made again are kept: `$XDG_CACHE_HOME/polyinit`, or

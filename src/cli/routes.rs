@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::serve::Stop;
+use super::workspace::{Workspace, unless_stopped};
 use super::{CommandError, say};
 use crate::program::subscription::Messages;
 use crate::program::{self, Hint};
@@ -31,8 +33,11 @@ pub struct Routes {
 
 impl Routes {
     pub async fn run(self) -> Result<(), CommandError> {
-        let workspace = super::workspace()?;
-        let program = program::open(&self.path, &Hint::default(), workspace.path())?;
+        unless_stopped(&mut Stop::listen()?, || (), |workspace| self.show(workspace)).await
+    }
+
+    fn show(self, workspace: &Workspace) -> Result<(), CommandError> {
+        let program = program::open(&self.path, &Hint::default(), || workspace.place())?;
         let components = &program.components;
         let routes = router::routes_of(components.iter());
         if self.json {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::Live;
 use super::start::{Opened, ProgramArguments, start};
 use super::watch::Watch;
+use super::workspace::Workspace;
 use super::{CommandError, address, say, tell};
 use crate::console::Console;
 use crate::engine::{Handling, processors};
@@ -86,6 +87,8 @@ pub struct Ready {
     listener: std::net::TcpListener,
     /// None where it is watched, and read again and again.
     opened: Option<Opened>,
+    /// Listens since before the program was read.
+    stop: Stop,
 }
 
 impl Ready {
@@ -100,7 +103,8 @@ impl Ready {
     }
 
     pub async fn run(self) -> Result<(), CommandError> {
-        self.serve.run(TcpListener::from_std(self.listener)?, self.opened).await
+        let listener = TcpListener::from_std(self.listener)?;
+        self.serve.run(listener, self.opened, self.stop).await
     }
 }
 
@@ -110,16 +114,27 @@ impl Serve {
         report::log::begin(io::stderr(), "info");
         // The port first: finding it taken after a program's long start would be a pity.
         let listener = http::bind(self.listen)?;
-        let opened = (!self.watch).then(|| self.program.open()).transpose()?;
+        // What is read decides how many threads there are, and until then one is enough.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let read = runtime.block_on(async {
+            let mut stop = Stop::listen()?;
+            let opened = match self.watch {
+                true => None,
+                false => Some(self.program.open_unless(&mut stop).await?),
+            };
+            Ok::<_, CommandError>((stop, opened))
+        });
+        runtime.shutdown_background();
+        let (stop, opened) = read?;
         Ok(Ready {
             serve: self,
             listener,
             opened,
+            stop,
         })
     }
 
-    async fn run(self, listener: TcpListener, opened: Option<Opened>) -> Result<(), CommandError> {
-        let mut stop = Stop::listen()?;
+    async fn run(self, listener: TcpListener, opened: Option<Opened>, mut stop: Stop) -> Result<(), CommandError> {
         let address = listener.local_addr()?;
         let Some(mut opened) = opened else {
             return self.watched(listener, address, stop).await;
@@ -158,9 +173,9 @@ impl Serve {
             let live = live.clone();
             Arc::new(move |event| live.give(event, give))
         };
-        let folder = super::workspace()?;
+        let workspace = Workspace::default();
         let mut variables = Vec::new();
-        if let Some(gateway) = Gateway::open(&folder.path().join("components.sock"), &mut variables).await {
+        if let Some(gateway) = Gateway::open(&workspace.folder()?.join("components.sock"), &mut variables).await {
             tokio::spawn(gateway.serve(handler(Router::call), self.reveals()));
         }
         let around = Around::default();
@@ -256,9 +271,7 @@ impl Stop {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hangup: (!hangups_are_ignored())
-                .then(|| signal(SignalKind::hangup()))
-                .transpose()?,
+            hangup: hangup()?,
         })
     }
 
@@ -275,6 +288,13 @@ impl Stop {
             _ = hangup => {}
         }
     }
+}
+
+/// SIGHUP, unless whoever has started this process had it ignore that.
+pub fn hangup() -> io::Result<Option<Signal>> {
+    (!hangups_are_ignored())
+        .then(|| signal(SignalKind::hangup()))
+        .transpose()
 }
 
 /// Whether whoever has started this process had it ignore SIGHUP (proc_pid_status(5), SigIgn).

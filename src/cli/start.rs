@@ -4,13 +4,15 @@ use std::ffi::OsString;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use futures_util::future::try_join_all;
-use tempfile::TempDir;
 
 use super::sandbox::SandboxArgs;
+use super::serve::Stop;
+use super::workspace::{Workspace, unless_stopped};
 use super::{CommandError, assignment, cache_directory};
 use crate::console::Console;
 use crate::engine::{self, Settings, StartError};
@@ -56,23 +58,34 @@ pub(super) struct ProgramArguments {
 pub(super) struct Opened {
     pub program: Program,
     pub settings: Settings,
-    /// Removed with this.
-    workspace: TempDir,
+    workspace: Arc<Workspace>,
 }
 
 impl ProgramArguments {
+    /// As [`ProgramArguments::open`], until it is told to `stop`.
+    pub async fn open_unless(&self, stop: &mut Stop) -> Result<Opened, CommandError> {
+        let arguments = self.clone();
+        unless_stopped(stop, || (), move |workspace| arguments.open(workspace.clone())).await
+    }
+
     /// Reads the program; starts nothing.
-    pub fn open(&self) -> Result<Opened, CommandError> {
+    pub fn open(&self, workspace: Arc<Workspace>) -> Result<Opened, CommandError> {
         let settings = self.settings()?;
-        let workspace = super::workspace()?;
         let hint = Hint {
             entrypoint: self.entrypoint.clone(),
             ..Hint::default()
         };
-        let mut program = program::open(&self.path, &hint, workspace.path())?;
-        if program.components.iter().any(|component| component.keys.user.is_some()) {
-            // Whoever it is has to find the program there.
-            std::fs::set_permissions(workspace.path(), Permissions::from_mode(0o711))?;
+        let mut program = program::open(&self.path, &hint, || workspace.place())?;
+        if program.components.len() > 1 {
+            // For their socket.
+            workspace.folder()?;
+        }
+        let has_user = |component: &Component| component.keys.user.is_some();
+        if let Some(folder) = workspace.made()
+            && program.components.iter().any(has_user)
+        {
+            // Whoever it is has to find what is there.
+            std::fs::set_permissions(folder, Permissions::from_mode(0o711))?;
         }
         for component in &mut program.components {
             component.environment.extend(self.environment.iter().cloned());
@@ -121,7 +134,7 @@ fn containers_environment() -> Vec<(String, String)> {
 impl Opened {
     /// The way from component to component, of which they are told in their environment; none where there is but one.
     pub async fn gateway(&mut self) -> Option<Gateway> {
-        let socket = self.workspace.path().join("components.sock");
+        let socket = self.workspace.made()?.join("components.sock");
         Gateway::between(&self.program.components, &socket, &mut self.settings.environment).await
     }
 }

@@ -344,7 +344,7 @@ impl Machine {
                     ..Hint::default()
                 };
                 // The machine's Python may have modules that this host has not: what isn't found here may be there.
-                match program::open(path, &hint, &workspace.join("unpacked")) {
+                match program::open(path, &hint, || Ok(workspace.join("unpacked"))) {
                     Ok(program) => program
                         .components
                         .iter()

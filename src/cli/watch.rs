@@ -140,7 +140,7 @@ impl Watch {
                 self.changed.insert(build.product);
             }
         }
-        let mut opened = self.arguments.open()?;
+        let mut opened = self.arguments.open(Arc::default())?;
         opened.settings.environment.extend(self.variables.iter().cloned());
         opened
             .settings

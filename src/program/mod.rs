@@ -154,6 +154,8 @@ pub enum ProgramError {
         path: PathBuf,
         error: archive::ArchiveError,
     },
+    #[error(transparent)]
+    Workspace(io::Error),
     #[error("{0}")]
     Manifest(manifest::Mistakes),
     #[error("there is no entrypoint {entrypoint:?} in {root}, which holds: {there}", root = .root.display())]
@@ -197,11 +199,15 @@ impl ProgramError {
     }
 }
 
-/// The program at `path`: a file, a folder, or an archive, which is unpacked to `workspace` then.
+/// The program at `path`: a file, a folder, or an archive, which is unpacked to the folder that `workspace` gives then.
 ///
 /// # Errors
 /// [`ProgramError`], in words for the one who brought the program.
-pub fn open(path: &Path, hint: &Hint, workspace: &Path) -> Result<Program, ProgramError> {
+pub fn open(
+    path: &Path,
+    hint: &Hint,
+    workspace: impl FnOnce() -> io::Result<PathBuf>,
+) -> Result<Program, ProgramError> {
     let archive = |error| ProgramError::Archive {
         path: path.to_owned(),
         error,
@@ -215,17 +221,23 @@ pub fn open(path: &Path, hint: &Hint, workspace: &Path) -> Result<Program, Progr
     let mut magic = [0; 4];
     let length = io::Read::read(&mut file, &mut magic).map_err(|error| ProgramError::read(path, error))?;
     io::Seek::rewind(&mut file).map_err(|error| ProgramError::read(path, error))?;
-    match &magic[..length] {
-        b"PK\x03\x04" | b"PK\x05\x06" => archive::unzip(io::BufReader::new(file), workspace).map_err(archive)?,
-        b"hsqs" => archive::unsquash(file, workspace).map_err(archive)?,
+    let is_zip = match &magic[..length] {
+        b"PK\x03\x04" | b"PK\x05\x06" => true,
+        b"hsqs" => false,
         _ => return detect::find(path, hint).map(Program::of),
+    };
+    let workspace = workspace().map_err(ProgramError::Workspace)?;
+    if is_zip {
+        archive::unzip(io::BufReader::new(file), &workspace).map_err(archive)?;
+    } else {
+        archive::unsquash(file, &workspace).map_err(archive)?;
     }
     let name = || Some(path.file_stem()?.to_string_lossy().into_owned());
     let hint = Hint {
         name: hint.name.clone().or_else(name),
         ..hint.clone()
     };
-    find(workspace, &hint)
+    find(&workspace, &hint)
 }
 
 /// The program in the folder `root`: by its manifest, or else by looking.

@@ -18,6 +18,8 @@ pub struct Running {
     child: Child,
     mark: String,
     output: Arc<Output>,
+    /// For its temporary files: one that is killed can't remove them.
+    _temporary: tempfile::TempDir,
 }
 
 #[derive(Default)]
@@ -37,11 +39,13 @@ impl Running {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let words = [starter, &[env!("CARGO_BIN_EXE_polyinit")]].concat();
+        let temporary = tempfile::tempdir().unwrap();
         let mut command = Command::new(words[0]);
         command
             .args(&words[1..])
             .args(arguments)
             .env(MARK, &mark)
+            .env("TMPDIR", temporary.path())
             .env("NO_COLOR", "1")
             .env_remove("POLYINIT_LOG");
         if arguments[0] == "serve" {
@@ -57,7 +61,12 @@ impl Running {
         output.text.lock().unwrap().1 = 2;
         follow(child.stdout.take().unwrap(), &output);
         follow(child.stderr.take().unwrap(), &output);
-        Self { child, mark, output }
+        Self {
+            child,
+            mark,
+            output,
+            _temporary: temporary,
+        }
     }
 
     /// The command lines of its children.

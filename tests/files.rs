@@ -60,10 +60,22 @@ async fn what_is_not_for_everybody() {
     let folder = site();
     std::os::unix::fs::symlink("loop", folder.path().join("public/loop")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("public/socket")).unwrap();
+    for name in ["fifo", "app.js.zst"] {
+        nix::unistd::mkfifo(&folder.path().join("public").join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    std::os::unix::fs::symlink("/dev/zero", folder.path().join("public/device")).unwrap();
     let app = Served::start(folder.path(), &[]);
+    let compressed = app.ask("/static/app.js", &[("accept-encoding", "zstd")]).await;
+    assert_eq!((compressed.status, compressed.text().as_str()), (200, "0123456789"));
+    for path in ["/static/fifo", "/static/socket", "/static/device"] {
+        let head = request(&app.address, Request::head(path), "").await;
+        assert_eq!(head.status, 404, "{path}");
+    }
     for path in [
         "/static/loop",
+        "/static/fifo",
         "/static/socket",
+        "/static/device",
         "/static/nothing",
         "/static/.env",
         "/static/%2eenv",
@@ -120,7 +132,14 @@ async fn what_is_no_part_of_a_file_is_all_of_it() {
     let folder = site();
     std::fs::write(folder.path().join("public/empty"), "").unwrap();
     let app = Served::start(folder.path(), &[]);
-    for range in ["bytes=-400", "bytes=0-1,4-5", "lines=1-2", "bytes=4-2", "bytes"] {
+    for range in [
+        "bytes=-400",
+        "bytes=0-1,4-5",
+        "lines=1-2",
+        "bytes=4-2",
+        "bytes= 0-1",
+        "bytes",
+    ] {
         let whole = app.ask("/static/app.js", &[("range", range)]).await;
         assert_eq!((whole.status, whole.text().as_str()), (200, "0123456789"), "{range}");
         assert!(whole.all("content-range").is_empty(), "{range}");

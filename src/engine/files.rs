@@ -2,6 +2,8 @@
 //! that were compressed ahead (`app.js.br`, `.zst`, `.gz` beside `app.js`) are [`ServeDir`]'s; what is a component's own is
 //! here: routes, whose prefix is taken off, and what is not shown.
 
+mod regular;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,8 +13,9 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_RANGE, LAST_MODIFIED, 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use nix::errno::Errno;
 use percent_encoding::percent_decode_str;
-use tower_http::services::ServeDir;
+use tower_http::services::fs::{DefaultServeDirFallback, ServeDir};
 
+use self::regular::Regular;
 use super::{Engine, Handling, StartError, Working};
 use crate::event::{Body, Event, Failure, FailureKind, Input, Reply, shown};
 use crate::program::Component;
@@ -46,12 +49,12 @@ struct Files {
 /// The files as they are seen below one prefix.
 struct Folder {
     prefix: String,
-    serve: ServeDir,
+    serve: ServeDir<DefaultServeDirFallback, Regular>,
 }
 
 impl Folder {
     fn new(root: &Path, prefix: &str) -> Self {
-        let serve = ServeDir::new(root)
+        let serve = ServeDir::with_backend(root, Regular)
             .precompressed_br()
             .precompressed_zstd()
             .precompressed_gzip()
@@ -183,10 +186,8 @@ fn is_whole_instead<B>(asked: &HeaderMap, response: &Response<B>) -> bool {
 
 /// Whether a range that leads to nothing is one that begins behind the file's end, or has no length.
 fn is_beyond(range: &HeaderValue) -> bool {
-    let Some((first, last)) = range.to_str().ok().and_then(|range| {
-        let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
-        Some((first.trim(), last.trim()))
-    }) else {
+    let range = range.to_str().ok().and_then(|range| range.strip_prefix("bytes="));
+    let Some((first, last)) = range.and_then(|range| range.split_once('-')) else {
         return false;
     };
     match (first.parse::<u64>(), last.parse::<u64>()) {

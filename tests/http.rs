@@ -407,6 +407,20 @@ async fn nobody_gets_a_tunnel() {
     app.stop();
 }
 
+/// It would be taken for a host, and go before the one that is named.
+#[tokio::test]
+async fn a_target_without_its_slash_is_none() {
+    let (_folder, app) = app("", &[]);
+    let mut stream = std::net::TcpStream::connect(&app.address).unwrap();
+    stream
+        .write_all(b"GET page HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 400 "), "{reply}");
+    app.stop();
+}
+
 /// Clients that take the end of a stream for an error (curl 7.88, Node 20) would lose the reply.
 #[tokio::test]
 async fn an_upload_that_nobody_wants_may_be_sent_to_its_end() {

@@ -192,7 +192,8 @@ async fn answer(
 /// 8.3.1): whoever reads the one reads the other.
 ///
 /// # Errors
-/// There are several, or none over HTTP/1.1 (RFC 9112, section 3.2).
+/// There are several, or none over HTTP/1.1 (RFC 9112, section 3.2). The target is nothing but a host's name, as only
+/// CONNECT's is (section 3.2.3): a path without its slash would seem to be that.
 fn name_host(request: &mut Request<Body>) -> Result<(), Failure> {
     let authority = request
         .uri()
@@ -200,6 +201,10 @@ fn name_host(request: &mut Request<Body>) -> Result<(), Failure> {
         .filter(|_| request.method() != Method::CONNECT);
     // Without a user and a password, which belong to nobody else (RFC 9110, section 4.2.4).
     let named = authority.and_then(|authority| HeaderValue::try_from(authority.as_str().rsplit('@').next()?).ok());
+    if authority.is_some() && request.uri().scheme().is_none() {
+        let message = "the request's target is neither a path nor a whole address";
+        return Err(Failure::new(FailureKind::BadEvent, message));
+    }
     let version = request.version();
     let headers = request.headers_mut();
     if let Some(named) = named {

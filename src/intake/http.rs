@@ -13,6 +13,7 @@ mod upload;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,11 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::client::{Client, Patience, Socket};
+use self::client::{Client, Patience, Socket, UnderWay};
 use self::head_timer::HeadTimer;
 pub use self::middleware::{Around, Asked};
 use super::{ACCEPT_PAUSE, Handler};
@@ -39,6 +39,7 @@ use crate::program::manifest::AccessLog;
 const PATIENCE: Patience = Patience {
     head: Duration::from_secs(30),
     reply: Duration::from_secs(60),
+    farewell: Duration::from_millis(500),
 };
 
 /// What is told of each request once its reply's head is known.
@@ -81,7 +82,6 @@ pub async fn serve(
 ) -> io::Result<()> {
     let server = listener.local_addr()?;
     let options = Arc::new(options);
-    let graceful = GracefulShutdown::new();
     let mut under_way = JoinSet::new();
     loop {
         let (stream, address) = tokio::select! {
@@ -101,19 +101,20 @@ pub async fn serve(
         let service = {
             let (handler, options, client) = (handler.clone(), options.clone(), client.clone());
             service_fn(move |request| {
-                client.asks();
-                answer(request, address, server, handler.clone(), options.clone())
+                let under_way = client.asks(request.version());
+                answer(request, under_way, address, server, handler.clone(), options.clone())
             })
         };
         let mut builder = connections();
         builder.http2().enable_connect_protocol();
         let connection = builder
-            .serve_connection_with_upgrades(Socket::new(io_of(stream), client.clone()), service)
+            .serve_connection_with_upgrades(io_of(stream, client.clone()), service)
             .into_owned();
-        let connection = graceful.watch(connection);
+        let end = shutdown.clone();
         under_way.spawn(async move {
+            let part = |connection: Pin<&mut auto::UpgradeableConnection<'_, _, _, _>>| connection.graceful_shutdown();
             // A client that goes away or sends nonsense is that client's affair.
-            match Again::new(client.wait_for(connection, PATIENCE)).await {
+            match Again::new(client.wait_for(connection, part, PATIENCE, &end)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(client = %address, "connection ended: {error}"),
                 Err(awaited) => tracing::debug!(client = %address, "connection ended: {awaited}"),
@@ -121,7 +122,8 @@ pub async fn serve(
         });
     }
     drop(listener);
-    let _ = tokio::time::timeout(options.grace, graceful.shutdown()).await;
+    let ended = async { while under_way.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(options.grace, ended).await;
     // A program whose events nobody has ended would not come to its own end.
     under_way.shutdown().await;
     Ok(())
@@ -138,14 +140,15 @@ pub(super) fn connections() -> auto::Builder<TokioExecutor> {
     builder
 }
 
-fn io_of(stream: TcpStream) -> TokioIo<TcpStream> {
+fn io_of(stream: TcpStream, client: Arc<Client>) -> TokioIo<Socket<TcpStream>> {
     // Heads and short bodies are written at once; waiting for more to send with them would only delay.
     let _ = stream.set_nodelay(true);
-    TokioIo::new(stream)
+    TokioIo::new(Socket::new(stream, client))
 }
 
 async fn answer(
     request: Request<Incoming>,
+    under_way: UnderWay,
     client: SocketAddr,
     server: SocketAddr,
     handler: Handler,
@@ -182,6 +185,12 @@ async fn answer(
         failure: response.extensions().get(),
         access_log: asked.as_deref().and_then(Asked::access_log),
     });
+    if is_extended && response.status().is_success() {
+        // The WebSocket is a stream of its connection's, which tells nobody when it ends.
+        under_way.without_end();
+        return Ok(response);
+    }
+    let response = response.map(|body| under_way.until_the_end_of(body));
     Ok(match version {
         Version::HTTP_2 => response.map(|body| stream::overseen(body, PATIENCE.reply)),
         _ => response,

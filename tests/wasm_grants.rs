@@ -12,6 +12,7 @@ use polyinit::wire::ConfigurationAnswer;
 
 #[cfg(all(feature = "host", feature = "image"))]
 use crate::host::{Guest, configuration_for, http_scope};
+use crate::manifest::polyinit;
 #[cfg(all(feature = "host", feature = "image"))]
 use crate::support::api::Api;
 use crate::support::{Running, Served, built, folder_with, get};
@@ -309,6 +310,9 @@ async fn self_is_the_programs_other_components() {
             built("rust-outgoing.wasm"),
         ),
     );
+    let path = folder.path().to_str().unwrap();
+    let (code, said, errors) = polyinit(&["invoke", path, "--path", "/fetch?http://self/hello", "--quiet"]);
+    assert_eq!((code, said.as_str()), (4, "nothing at /hello\n"), "{errors}");
     let app = Served::start(folder.path(), &[]);
     let reply = app.get("/fetch?http://self/hello/nobody").await;
     assert_eq!(reply.status, app.get("/hello/nobody").await.status);

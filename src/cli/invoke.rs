@@ -105,6 +105,7 @@ impl Invoke {
         };
         let started = began.elapsed();
         let router = Arc::new(Router::new(running));
+        opened.settings.loopback.lead_to(&router, Router::call);
         if let Some(gateway) = gateway {
             let router = router.clone();
             tokio::spawn(gateway.serve(Arc::new(move |event| router.call(event)), true));

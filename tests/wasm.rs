@@ -266,6 +266,23 @@ fn compiled_code_is_run_and_what_is_left_of_it_refused() {
     assert_eq!((code, said.as_str()), (0, "Hello from C by way of CGI\n"), "{errors}");
 }
 
+#[test]
+fn code_that_is_not_whole_is_compiled_again_as_what_its_source_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::copy(built("rust-service.wasm"), path("hello.wasm")).unwrap();
+    for left in [&b"\x7fELF"[..], b""] {
+        std::fs::write(path("hello.cwasm"), left).unwrap();
+        let (code, said, errors) = polyinit(&["invoke", &path("hello.cwasm")]);
+        assert_eq!(
+            (code, said.as_str()),
+            (0, "Hello from a WASI 0.3 component\n"),
+            "{errors}"
+        );
+        assert!(errors.contains("hello.wasm, which is there, too"), "{errors}");
+    }
+}
+
 fn message(body: &str) -> Scope {
     Scope::Message(body.into())
 }

@@ -81,6 +81,14 @@ impl<'a> Source<'a> {
     /// What it takes to run it. Names of interfaces stand in a component as they are, compiled or not; a program that
     /// only mentions these somewhere runs all the same.
     pub(super) fn machinery(&self) -> Machinery {
+        // What is run in place of code that is not whole says it; what is left of that may not.
+        if matches!(form(&self.bytes), None | Some(Form::Elf))
+            && Engine::detect_precompiled(&self.bytes).is_none()
+            && let Some(source) = source_of(self.path)
+            && let Ok(source) = Source::read(&source)
+        {
+            return source.machinery();
+        }
         let mentions = |interface: &str| memchr::memmem::find(&self.bytes, interface.as_bytes()).is_some();
         if self.may_be_component() && (mentions(SERVICE) || mentions(COMMAND)) {
             Machinery::Concurrent
@@ -129,25 +137,24 @@ impl<'a> Source<'a> {
     /// A sentence that names the file and says what it is instead, or why it can't be compiled.
     pub(super) fn load(&self, engine: &Engine, cache: Option<&Path>) -> Result<Code, StartError> {
         let Self { path, bytes, .. } = self;
-        match form(bytes) {
+        let refusal = match form(bytes) {
             Some(Form::Elf) => match precompiled(engine, path, bytes) {
-                Ok(code) => Ok(code),
-                Err(error) => match source_of(path) {
-                    Some(source) => {
-                        tracing::warn!("{error}; compiling {}, which is there, too", source.display());
-                        Source::read(&source)?.load(engine, cache)
-                    }
-                    None => Err(error),
-                },
+                Ok(code) => return Ok(code),
+                Err(refusal) => refusal,
             },
             Some(form) => {
                 if let Some(code) = self.compiled_ahead(engine, form) {
                     return Ok(code);
                 }
-                self.compiled(engine, form, self.cache(cache))
+                return self.compiled(engine, form, self.cache(cache));
             }
-            None => Err(StartError::new(format!("{}: {}", path.display(), no_wasm(bytes)))),
-        }
+            None => StartError::new(format!("{}: {}", path.display(), no_wasm(bytes))),
+        };
+        let Some(source) = source_of(path) else {
+            return Err(refusal);
+        };
+        tracing::warn!("{refusal}; compiling {}, which is there, too", source.display());
+        Source::read(&source)?.load(engine, cache)
     }
 
     /// Where its machine code stands if it was made ahead: beside it, under a name that has its content's hash, so that
@@ -228,11 +235,14 @@ impl<'a> Source<'a> {
 /// The Wasm that a `.cwasm` was made from, if it stands beside it: `hello.wasm` for `hello.cwasm`, and for the name that
 /// [`Source::place_ahead`] gives.
 fn source_of(compiled: &Path) -> Option<PathBuf> {
+    if compiled.extension()? != "cwasm" {
+        return None;
+    }
     let stem = compiled.file_stem().map(Path::new)?;
     let beside = |name: &Path| compiled.with_file_name(name.with_added_extension("wasm"));
     [beside(stem), beside(Path::new(stem.file_stem()?))]
         .into_iter()
-        .find(|path| path != compiled && path.is_file())
+        .find(|path| path.is_file())
         .filter(|path| Source::read(path).is_ok_and(|source| form(&source.bytes).is_some_and(|form| form != Form::Elf)))
 }
 
@@ -448,25 +458,48 @@ mod tests {
     }
 
     #[test]
-    fn code_for_another_configuration_is_refused_with_what_to_do() {
+    fn code_for_another_version_machine_or_configuration_is_refused_with_the_reason() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("old.cwasm");
-        let mut other = wasmtime::Config::new();
-        other.consume_fuel(true);
-        let compiled = Engine::new(&other)
-            .unwrap()
-            .precompile_module(&wat::parse_str("(module)").unwrap());
-        std::fs::write(&path, compiled.unwrap()).unwrap();
-        let error = load(&Engine::default(), &path).err().unwrap();
-        assert!(
-            error
-                .message
-                .contains("old.cwasm was compiled for another version of polyinit"),
-            "{error}"
-        );
-        assert!(
-            error.message.ends_with("give the .wasm file that it was made from"),
-            "{error}"
-        );
+        let compiled = |change: fn(&mut wasmtime::Config)| {
+            let mut config = wasmtime::Config::new();
+            change(&mut config);
+            let engine = Engine::new(&config).unwrap();
+            engine.precompile_module(&wat::parse_str("(module)").unwrap()).unwrap()
+        };
+        let older = compiled(|config| {
+            let version = wasmtime::ModuleVersionStrategy::Custom("0.0.9".to_owned());
+            config.module_version(version).unwrap();
+        });
+        let mut elsewhere = compiled(|_| ());
+        // Names of the same length, so that nothing else moves.
+        let (here, there) = match std::env::consts::ARCH {
+            "aarch64" => ("aarch64-", "riscv64-"),
+            _ => ("x86_64-", "mips64-"),
+        };
+        let at = memchr::memmem::find(&elsewhere, here.as_bytes()).unwrap();
+        elsewhere[at..at + there.len()].copy_from_slice(there.as_bytes());
+        let metered = compiled(|config| {
+            config.consume_fuel(true);
+        });
+        for (code, reason) in [
+            (older, "incompatible version '0.0.9'"),
+            (elsewhere, "compiled for architecture"),
+            (metered, "fuel"),
+        ] {
+            std::fs::write(&path, code).unwrap();
+            let error = load(&Engine::default(), &path).err().unwrap();
+            assert!(
+                error
+                    .message
+                    .contains("old.cwasm was compiled for another version of polyinit"),
+                "{error}"
+            );
+            assert!(error.message.contains(reason), "{error}");
+            assert!(
+                error.message.ends_with("give the .wasm file that it was made from"),
+                "{error}"
+            );
+        }
     }
 }

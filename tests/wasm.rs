@@ -6,7 +6,7 @@ use polyinit::wire::{EventAnswer, Scope};
 
 use crate::host::{Guest, configuration_for};
 use crate::manifest::polyinit;
-use crate::support::{Served, ask_h2, built, request};
+use crate::support::{Served, ask_h2, built, folder_with, request};
 
 const CGI: [(&str, &str); 3] = [("go-cgi.wasm", "Go"), ("rust-cgi.wasm", "Rust"), ("c-cgi.wasm", "C")];
 
@@ -264,6 +264,26 @@ fn compiled_code_is_run_and_what_is_left_of_it_refused() {
     std::fs::write(path("hello.cwasm"), &whole).unwrap();
     let (code, said, errors) = polyinit(&["invoke", &path("hello.cwasm"), "--quiet"]);
     assert_eq!((code, said.as_str()), (0, "Hello from C by way of CGI\n"), "{errors}");
+}
+
+#[test]
+fn who_waits_for_a_compilation_is_told() {
+    // One function, which can't be compiled in parts.
+    let work = "(local.set 0 (i64.xor (i64.mul (local.get 1) (i64.const 3)) (local.get 2)))
+        (local.set 1 (i64.xor (i64.mul (local.get 2) (i64.const 5)) (local.get 0)))
+        (local.set 2 (i64.xor (i64.mul (local.get 0) (i64.const 7)) (local.get 1)))"
+        .repeat(100_000);
+    let text = format!(
+        r#"(module (memory 1) (func (export "_start") (local i64 i64 i64) (local.set 1 (i64.load (i32.const 0))) {work}
+            (i64.store (i32.const 0) (local.get 0))))"#
+    );
+    let folder = folder_with("long.wasm", wat::parse_str(text).unwrap());
+    let path = folder.path().join("long.wasm");
+    let (code, said, errors) = polyinit(&["compile", path.to_str().unwrap()]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(said.contains(".cwasm, "), "{said}");
+    assert!(errors.contains("long.wasm ("), "{errors}");
+    assert!(errors.contains(" KiB), which takes a moment\n"), "{errors}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `polyinit compile`: WebAssembly compiled ahead of time.
 
 use std::fs::Permissions;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use clap::Args;
 use super::CommandError;
 use super::say;
 use crate::engine::wasm;
+use crate::report;
 
 /// Compile WebAssembly ahead of time, for every machine of this architecture.
 ///
@@ -31,6 +32,7 @@ pub struct Compile {
 
 impl Compile {
     pub async fn run(self) -> Result<(), CommandError> {
+        report::log::begin(io::stderr(), "info");
         if self.output.is_some() && self.files.len() > 1 {
             return Err("--output is for one file, and there are several".into());
         }

@@ -1,5 +1,6 @@
 //! `polyinit inspect`: what a program is made of and what each part of it may do; starts nothing.
 
+use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -10,7 +11,7 @@ use super::workspace::{Workspace, unless_stopped};
 use super::{CommandError, cache_directory, say};
 use crate::engine::wasm;
 use crate::program::{self, Component, EngineKind, Entrypoint, Hint};
-use crate::report::log::visible;
+use crate::report::{self, log::visible};
 
 /// Show what a program is made of, what runs each part and why, and what each may do; start nothing.
 ///
@@ -36,6 +37,7 @@ pub struct Inspect {
 
 impl Inspect {
     pub async fn run(self) -> Result<(), CommandError> {
+        report::log::begin(io::stderr(), "info");
         unless_stopped(&mut Stop::listen()?, || (), |workspace| self.show(workspace)).await
     }
 

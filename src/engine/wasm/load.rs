@@ -169,13 +169,16 @@ impl<'a> Source<'a> {
     /// As [`Self::load`], and for a file that is machine code already.
     pub(super) fn compile(&self, engine: &Engine) -> Result<Vec<u8>, StartError> {
         let Self { path, bytes, .. } = self;
+        let progress = Progress::begin(path, bytes.len());
         let compiled = match form(bytes) {
             Some(Form::Module) => engine.precompile_module(bytes),
             Some(Form::Component) => engine.precompile_component(bytes),
             Some(Form::Elf) => Err(wasmtime::format_err!("it is machine code already")),
             None => Err(wasmtime::format_err!("{}", no_wasm(bytes))),
         };
-        compiled.map_err(|error| refusal::not_compiled(path, &error))
+        let compiled = compiled.map_err(|error| refusal::not_compiled(path, &error))?;
+        progress.end(path);
+        Ok(compiled)
     }
 
     /// The code that was made ahead, if it is there and of use here.
@@ -282,10 +285,7 @@ impl Progress {
         let shown = path.display().to_string();
         let told = move || {
             if ended.recv_timeout(LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
-                tracing::info!(
-                    "compiling {shown} ({} KiB), which takes a moment the first time",
-                    length >> 10
-                );
+                tracing::info!("compiling {shown} ({} KiB), which takes a moment", length >> 10);
             }
         };
         // Without a thread nothing is told, and nothing else is amiss.

@@ -16,7 +16,7 @@ use http::header::{HOST, USER_AGENT};
 use http::{HeaderValue, Method, Request, Uri};
 use tokio::task::JoinSet;
 
-use crate::event::{Body, Event, Failure, Reply};
+use crate::event::{Body, Event, Failure, FailureKind, Reply};
 use crate::intake::Handler;
 use crate::program::Component;
 use crate::program::manifest::ScheduleKeys;
@@ -159,29 +159,26 @@ impl Schedule {
             };
             match run(handler(event).await).await {
                 Ok(()) => {}
-                Err(why) => tracing::warn!(component = self.component, "the schedule {:?}: {why}", self.text),
+                Err(failure) => failure.log(format_args!("{}: the schedule {:?}", self.component, self.text)),
             }
         }
     }
 }
 
 /// What came of a run, once its reply is through.
-async fn run(reply: Result<Reply, Failure>) -> Result<(), String> {
+async fn run(reply: Result<Reply, Failure>) -> Result<(), Failure> {
     match reply {
         Ok(Reply::Http(response)) => {
             let status = response.status();
-            response
-                .into_body()
-                .collect(REPLY_LIMIT)
-                .await
-                .map_err(|error| error.to_string())?;
+            response.into_body().collect(REPLY_LIMIT).await?;
             if status.is_client_error() || status.is_server_error() {
-                return Err(format!("it was answered with {status}"));
+                let message = format!("it was answered with {status}");
+                return Err(Failure::new(FailureKind::Program, message));
             }
             Ok(())
         }
         Ok(Reply::Value(_)) => Ok(()),
-        Err(failure) => Err(failure.to_string()),
+        Err(failure) => Err(failure),
     }
 }
 

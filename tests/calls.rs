@@ -92,6 +92,7 @@ async fn by_name_over_the_socket_and_the_proxy() {
         let (status, told) = ask(&app, &format!("/{way}/other.internal")).await;
         assert_eq!(status, 404);
         assert!(told.contains("there are: back, front"), "{told}");
+        app.wait_for("GET http://other.internal/path?x=1, asked by a component: there is no component");
         let (status, told) = ask(&app, &format!("/{way}/example.org")).await;
         assert_eq!(status, 400);
         assert!(told.contains("example.org is no component"), "{told}");

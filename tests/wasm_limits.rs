@@ -30,6 +30,33 @@ async fn a_trap_is_told_with_the_functions_that_led_there() {
 }
 
 #[tokio::test]
+async fn a_trap_is_told_where_no_client_asked() {
+    let manifest = format!(
+        "[components.out]\nsource = {:?}\nroutes = [\"/fetch\"]\n[components.out.wasm]\nhosts = [\"self\"]\n\
+         [components.inner]\nsource = {:?}\nroutes = []\n",
+        built("rust-outgoing.wasm"),
+        built("rust-http.wasm"),
+    );
+    let folder = folder_with("polyinit.toml", manifest);
+    let app = Served::start(folder.path(), &[]);
+    let reply = app.get("/fetch?http://inner.internal/panic").await;
+    assert_eq!(reply.status, 500);
+    app.wait_for("GET http://inner.internal/panic, asked by a component: the guest trapped");
+    app.wait_for("rust_http::Component");
+    app.stop();
+    // Nobody sees the reply to a schedule's request.
+    let manifest = format!(
+        "[components.inner]\nsource = {:?}\nschedules = [{{ cron = \"* * * * * *\", path = \"/panic\" }}]\n",
+        built("rust-http.wasm"),
+    );
+    let folder = folder_with("polyinit.toml", manifest);
+    let app = Served::start(folder.path(), &[]);
+    app.wait_for("inner: the schedule \"* * * * * *\": the guest trapped");
+    app.wait_for("rust_http::Component");
+    app.stop();
+}
+
+#[tokio::test]
 async fn an_instance_has_the_memory_that_is_said() {
     let app = Served::start(built("rust-http.wasm"), &["--memory", "16"]);
     let taken = app.get("/memory").await.text();

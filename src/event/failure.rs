@@ -1,5 +1,6 @@
 //! Why an event got no reply: one kind, and one sentence for whoever can mend it.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -71,6 +72,14 @@ impl Failure {
     pub fn with_traceback(mut self, traceback: impl Into<String>) -> Self {
         self.traceback = Some(traceback.into());
         self
+    }
+
+    /// Logs it, with all that is known, as what became of `asked`.
+    pub fn log(&self, asked: impl Display) {
+        tracing::warn!("{asked}: {self}");
+        if let Some(traceback) = &self.traceback {
+            tracing::warn!("{}", traceback.trim_end());
+        }
     }
 }
 

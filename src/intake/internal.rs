@@ -29,7 +29,7 @@ use super::http::{connections, cookies, give, problem, without_what_no_client_ta
 use super::{ACCEPT_PAUSE, Handler};
 use crate::again::Again;
 use crate::event::trace::{self, REQUEST_ID, TRACEPARENT};
-use crate::event::{Body, Context, Failure, FailureKind};
+use crate::event::{Body, Context, Failure, FailureKind, shown};
 use crate::guest_api;
 use crate::program::Component;
 use crate::router::INTERNAL;
@@ -160,7 +160,9 @@ impl Calls {
         cookies::join(&mut request);
         let method = request.method().clone();
         let context = Context::next();
-        let response = match self.enter(&mut request, &context) {
+        let entered = self.enter(&mut request, &context);
+        let uri = request.uri().clone();
+        let response = match entered {
             Ok(call) => {
                 let context = Context {
                     depth: call.depth,
@@ -170,6 +172,12 @@ impl Calls {
             }
             Err(failure) => problem::response_with(failure, self.reveal),
         };
+        if let Some(failure) = response.extensions().get::<Failure>() {
+            failure.log(format_args!(
+                "{method} {}, asked by a component",
+                shown(&uri.to_string())
+            ));
+        }
         Ok(without_what_no_client_takes(response, &method))
     }
 

@@ -10,10 +10,7 @@ use crate::program::manifest::AccessLog;
 /// Logs why a request failed, if it did.
 pub fn explain(served: &Served<'_>) {
     if let Some(failure) = served.failure {
-        tracing::warn!("{} {}: {failure}", served.method, shown(served.path));
-        if let Some(traceback) = &failure.traceback {
-            tracing::warn!("{}", traceback.trim_end());
-        }
+        failure.log(format_args!("{} {}", served.method, shown(served.path)));
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::Loopback;
-use crate::event::{Body, BodyError, Event, Failure, FailureKind, Reply};
+use crate::event::{Body, BodyError, Event, Failure, FailureKind, Input, Reply, shown};
 
 /// Pieces of a reply that wait for the one who asked.
 const WAITING: usize = 4;
@@ -43,11 +43,21 @@ enum Answered {
 }
 
 async fn answer(loopback: Loopback, event: Event, head: oneshot::Sender<Response<Answered>>) {
+    let asked = match &event.input {
+        Input::Http(request) => Some((request.method().clone(), request.uri().clone())),
+        Input::Message(_) => None,
+    };
     let response = match loopback.handle(event).await {
         Ok(Reply::Http(response)) => response,
         Ok(Reply::Value(value)) => Response::new(value.into()),
         // What it says may be said within the program.
         Err(failure) => {
+            if let Some((method, uri)) = asked {
+                failure.log(format_args!(
+                    "{method} {}, asked by a component",
+                    shown(&uri.to_string())
+                ));
+            }
             let mut response = Response::new(format!("{failure}\n").into());
             *response.status_mut() = failure.kind.status();
             response

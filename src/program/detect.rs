@@ -95,8 +95,8 @@ impl FileKind {
     /// # Errors
     /// Those of open(2) and read(2).
     pub fn of(path: &Path) -> std::io::Result<Self> {
-        let mut start = Vec::with_capacity(4);
-        File::open(path)?.take(4).read_to_end(&mut start)?;
+        let mut start = Vec::with_capacity(8);
+        File::open(path)?.take(8).read_to_end(&mut start)?;
         Ok(Self::of_bytes(&start, path))
     }
 
@@ -110,6 +110,8 @@ impl FileKind {
         }
         match bytes {
             [0, b'a', b's', b'm', ..] => Self::Wasm,
+            // The operating system that Wasmtime's machine code is for (EI_OSABI, elf(5)) is Wasmtime.
+            [0x7f, b'E', b'L', b'F', _, _, _, 200, ..] => Self::Wasm,
             [0x7f, b'E', b'L', b'F', ..] => Self::Elf,
             [b'#', b'!', ..] => Self::Script,
             _ => Self::Other,
@@ -498,6 +500,7 @@ mod tests {
             engine(&[("guest", b"\0asm\x0d\0\x01\0"), ("README", b"")]),
             EngineKind::Wasm
         );
+        assert_eq!(engine(&[("compiled", b"\x7fELF\x02\x01\x01\xc8\0")]), EngineKind::Wasm);
         assert_eq!(
             engine(&[("srv", b"\x7fELF\x02"), ("README", b"")]),
             EngineKind::Executable

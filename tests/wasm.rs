@@ -287,6 +287,27 @@ fn who_waits_for_a_compilation_is_told() {
 }
 
 #[test]
+fn what_was_compiled_ahead_is_not_compiled_where_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let hello = folder.path().join("hello.wasm");
+    std::fs::copy(built("c-cgi.wasm"), &hello).unwrap();
+    let invoke = |kept: &str| {
+        let cache = folder.path().join(kept);
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_polyinit"))
+            .args(["invoke", "--quiet", hello.to_str().unwrap()])
+            .env("XDG_CACHE_HOME", &cache)
+            .output()
+            .unwrap();
+        assert_eq!(output.stdout, b"Hello from C by way of CGI\n", "{output:?}");
+        std::fs::read_dir(cache.join("polyinit")).map_or(0, Iterator::count)
+    };
+    assert_eq!(invoke("before"), 1);
+    let (code, _, errors) = polyinit(&["compile", hello.to_str().unwrap()]);
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(invoke("after"), 0);
+}
+
+#[test]
 fn code_that_is_not_whole_is_compiled_again_as_what_its_source_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -300,6 +321,31 @@ fn code_that_is_not_whole_is_compiled_again_as_what_its_source_is() {
             "{errors}"
         );
         assert!(errors.contains("hello.wasm, which is there, too"), "{errors}");
+    }
+}
+
+/// Names of the threads of a process (proc_pid_comm(5)).
+fn threads(app: &Served) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", app.id())).unwrap();
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_program_without_webassembly_makes_no_engine() {
+    let files = folder_with("index.html", "hello");
+    for (program, expected) in [(files.path().to_owned(), false), (built("c-cgi.wasm"), true)] {
+        let app = Served::start(program, &[]);
+        assert_eq!(app.get("/").await.status, 200);
+        // An engine's ticker is there as long as the engine is.
+        let threads = threads(&app);
+        assert_eq!(
+            threads.iter().any(|name| name.starts_with("wasm-")),
+            expected,
+            "{threads:?}"
+        );
+        app.stop();
     }
 }
 

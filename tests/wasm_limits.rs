@@ -116,6 +116,21 @@ fn module(memories: usize, elements: usize, body: &str) -> tempfile::TempDir {
     folder_with("guest.wasm", wat::parse_str(text).unwrap())
 }
 
+#[tokio::test]
+async fn calls_nest_as_deep_as_the_stack_and_no_deeper() {
+    // `_start`, after the two imports, calls itself.
+    let folder = module(1, 1, "(call 2)");
+    let app = Served::start(folder.path().join("guest.wasm"), &[]);
+    let reply = app.get("/").await;
+    assert_eq!(reply.status, 500);
+    assert!(
+        reply.text().contains("nest deeper than its stack of 1024 KiB holds"),
+        "{}",
+        reply.text()
+    );
+    app.stop();
+}
+
 /// Waits for an hour by the monotonic clock.
 const SLEEP: &str = "
     (i32.store8 (i32.const 24) (i32.const 0))

@@ -63,9 +63,14 @@ impl Served {
         client::send(&self.address, request, body.into()).await
     }
 
+    /// Of its process.
+    pub fn id(&self) -> u32 {
+        self.running.id()
+    }
+
     /// Its memory, in bytes (proc_pid_status(5), VmRSS).
     pub fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
     }

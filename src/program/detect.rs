@@ -293,11 +293,11 @@ impl Finder<'_> {
             }
         }
         let mut files = files_in(self.root);
-        // What was compiled ahead stands beside what it was compiled from.
-        let has_extension =
-            |file: &PathBuf, wanted: &str| file.extension().is_some_and(|extension| extension == wanted);
-        if files.iter().any(|file| has_extension(file, "wasm")) {
-            files.retain(|file| !has_extension(file, "cwasm"));
+        // What was compiled ahead stands beside what it was compiled from, whatever its name.
+        let is_named_so = |file: &Path| file.extension().is_some_and(|extension| extension == "wasm");
+        if files.iter().any(|file| is_named_so(file)) {
+            let is_wasm = |file: &Path| FileKind::of(&self.root.join(file)).is_ok_and(|kind| kind == FileKind::Wasm);
+            files.retain(|file| is_named_so(file) || !is_wasm(file));
         }
         let of_kind = |wanted: &[FileKind]| -> Vec<&PathBuf> {
             let is_one = |file: &&PathBuf| FileKind::of(&self.root.join(file)).is_ok_and(|kind| wanted.contains(&kind));
@@ -500,7 +500,10 @@ mod tests {
             engine(&[("guest", b"\0asm\x0d\0\x01\0"), ("README", b"")]),
             EngineKind::Wasm
         );
-        assert_eq!(engine(&[("compiled", b"\x7fELF\x02\x01\x01\xc8\0")]), EngineKind::Wasm);
+        let compiled: (&str, &[u8]) = ("hello", b"\x7fELF\x02\x01\x01\xc8\0");
+        assert_eq!(engine(&[compiled]), EngineKind::Wasm);
+        let (_, entrypoint, _) = found(&[compiled, ("hello.wasm", b"\0asm\x01\0\0\0")], Hint::default()).unwrap();
+        assert_eq!(entrypoint, Entrypoint::File("hello.wasm".into()));
         assert_eq!(
             engine(&[("srv", b"\x7fELF\x02"), ("README", b"")]),
             EngineKind::Executable

@@ -131,6 +131,26 @@ async fn calls_nest_as_deep_as_the_stack_and_no_deeper() {
     app.stop();
 }
 
+#[tokio::test]
+async fn a_call_gets_so_many_random_bytes() {
+    for (bytes, expected) in [
+        (4 << 20, "nothing on stdout"),
+        ((4 << 20) + 1, "requested len 4194305 exceeds limit 4194304"),
+    ] {
+        let text = format!(
+            r#"(module
+                (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+                (memory (export "memory") 65)
+                (func (export "_start") (drop (call $random (i32.const 0) (i32.const {bytes})))))"#
+        );
+        let folder = folder_with("guest.wasm", wat::parse_str(text).unwrap());
+        let app = Served::start(folder.path().join("guest.wasm"), &[]);
+        let reply = app.get("/").await.text();
+        assert!(reply.contains(expected), "{reply}");
+        app.stop();
+    }
+}
+
 /// Waits for an hour by the monotonic clock.
 const SLEEP: &str = "
     (i32.store8 (i32.const 24) (i32.const 0))

@@ -11,7 +11,7 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{Error as HttpError, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use super::limits::{HasLimits, Limits};
+use super::limits::{HasLimits, Limits, RANDOM};
 use super::log::Log;
 use super::outgoing::{Hooks, Outgoing};
 use super::sockets::Sockets;
@@ -47,6 +47,7 @@ impl Grants {
         wasi.envs(environment)
             .stdout(stdout)
             .stderr(stderr)
+            .max_random_size(RANDOM)
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false);

@@ -11,6 +11,8 @@ const PER_GUEST: usize = 256 << 20;
 pub(super) const TABLE_ELEMENTS: usize = 1 << 18;
 /// Core instances that one component may be made of, and tables; Python's standard library is some forty.
 pub(super) const INSTANCES: u32 = 256;
+/// The most random bytes that one call may ask for: they take about as long as a guest's turn, and are not interrupted.
+pub(super) const RANDOM: u64 = 4 << 20;
 /// Linear memories of one component.
 const MEMORIES: usize = 16;
 /// Resources (streams, bodies, headers, open files) that a guest may hold at once, however little and however much memory it

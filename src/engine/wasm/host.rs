@@ -14,6 +14,7 @@ use wasmtime_wasi_http::{Error as HttpError, WasiBody, WasiHttpCtx, WasiHttpCtxV
 use super::limits::{HasLimits, Limits, RANDOM};
 use super::log::Log;
 use super::outgoing::{Hooks, Outgoing};
+use super::outside;
 use super::sockets::Sockets;
 use super::stdio::Stdin;
 use crate::event::{Context, Failure, FailureKind};
@@ -80,6 +81,7 @@ impl Grants {
     pub(super) fn component(&self, mut wasi: WasiCtxBuilder, log: &Log, limits: Limits) -> ComponentHost {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.resources());
+        wasi.max_random_size(limits.random());
         let sockets = self.sockets.then(|| {
             let sockets = Sockets::new(self.component.clone(), self.outgoing.rules.clone(), log.clone());
             sockets.grant(&mut wasi);
@@ -140,7 +142,14 @@ impl ComponentHost {
     /// Whether so many resources are left from earlier events that the next may not find room for its own. Some stay though
     /// the guest did its part: Wasmtime's `outgoing-handler.handle` keeps the options that it is given.
     pub(super) fn is_crowded(&mut self) -> bool {
-        self.table.iter_mut().count() > self.limits.resources() / 2
+        self.limits.is_overdrawn() || self.table.iter_mut().count() > self.limits.resources() / 2
+    }
+
+    /// Counts, now and then, what the guest holds outside its memory; where that is too much, it is left nothing.
+    fn account(&mut self) {
+        if self.limits.is_due() {
+            outside::account(&mut self.table, self.hooks.under_way(), &mut self.limits);
+        }
     }
 
     /// For another event beside those that there are.
@@ -153,6 +162,16 @@ impl ComponentHost {
 pub(super) struct ModuleHost {
     pub(super) wasi: WasiP1Ctx,
     pub(super) limits: Limits,
+}
+
+impl ModuleHost {
+    /// For a call of the guest's: counts, now and then, what it has open.
+    pub(super) fn wasi(&mut self) -> &mut WasiP1Ctx {
+        if self.limits.is_due() {
+            outside::account(self.wasi.ctx().table, 0, &mut self.limits);
+        }
+        &mut self.wasi
+    }
 }
 
 impl HasLimits for ComponentHost {
@@ -169,6 +188,7 @@ impl HasLimits for ModuleHost {
 
 impl WasiView for ComponentHost {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.account();
         WasiCtxView {
             ctx: &mut self.wasi,
             table: &mut self.table,
@@ -178,6 +198,7 @@ impl WasiView for ComponentHost {
 
 impl WasiHttpView for ComponentHost {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.account();
         WasiHttpCtxView {
             ctx: &mut self.http,
             table: &mut self.table,

@@ -21,30 +21,57 @@ const RESOURCES: (usize, usize) = (512, 2048);
 /// What a resource may hold outside the guest's memory, in bytes: the headers of a message, or the writes of a body that
 /// wait.
 const RESOURCE: usize = 128 << 10;
+/// What one call of the host's may add to what a guest holds outside its memory, in bytes.
+const GROWTH: usize = 256 << 10;
+/// Open files of one guest that are not counted: its standard streams and folders, and a few more.
+const FREE_FILES: usize = 8;
+/// Tasks, streams and futures of WASI 0.3 that a guest may hold for each resource; a stream is three of them.
+const TASKS: usize = 4;
+/// Handles, also those to resources of the guest's own, for each resource.
+const HANDLES: usize = 48;
 /// A Wasm page.
 const PAGE: usize = 64 << 10;
 /// What an element of a table takes, in bytes: a pointer, of whichever kind.
 const ELEMENT: usize = size_of::<usize>();
 
-/// Memory of all guests of the process together: linear memories and tables.
+/// What all guests of the process have together: memory, which is linear memories, tables and what is held outside them, and
+/// open files.
 #[derive(Debug)]
 pub(super) struct Budget {
     machine: usize,
     per_guest: usize,
     total: usize,
     used: AtomicUsize,
+    files: usize,
+    files_used: AtomicUsize,
+}
+
+/// What a guest holds outside its memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) bytes: usize,
+    pub(super) files: usize,
 }
 
 impl Budget {
     /// Half of a machine's `memory` for one guest at most, three quarters for all: a guest must not be able to make
-    /// the kernel kill PID 1. `memory` is in bytes.
-    pub(super) fn of_machine(memory: usize) -> Self {
+    /// the kernel kill PID 1. `memory` is in bytes. Of the `files` that this process may open, guests have half: without any
+    /// left, no client could connect.
+    pub(super) fn of_machine(memory: usize, files: usize) -> Self {
         Self {
             machine: memory,
             per_guest: (memory / 2 / PAGE * PAGE).clamp(PAGE, PER_GUEST),
             total: memory / 4 * 3,
             used: AtomicUsize::new(0),
+            files: files / 2,
+            files_used: AtomicUsize::new(0),
         }
+    }
+
+    /// What each guest may hold outside its memory before that counts, in bytes: an eighth of the machine's memory, which
+    /// is in none of the other shares, among as many guests as there may be.
+    fn free(&self) -> usize {
+        self.machine / 8 / 1024
     }
 
     /// The machine's memory, in bytes.
@@ -69,6 +96,15 @@ impl Budget {
     fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
+
+    fn take_files(&self, files: usize) -> bool {
+        let before = self.files_used.fetch_add(files, Ordering::Relaxed);
+        let fits = before.saturating_add(files) <= self.files;
+        if !fits {
+            self.files_used.fetch_sub(files, Ordering::Relaxed);
+        }
+        fits
+    }
 }
 
 /// The part of a store's data that keeps its guest within its limits.
@@ -82,6 +118,11 @@ pub(super) struct Limits {
     budget: &'static Budget,
     limit: usize,
     held: usize,
+    /// What counts of what the guest holds outside.
+    outside: Held,
+    /// Calls of the host's until that is looked at again.
+    unseen: usize,
+    overdrawn: bool,
     last_growth: usize,
     refused: Option<Refused>,
     interrupted: Arc<AtomicBool>,
@@ -94,6 +135,18 @@ pub(super) enum Refused {
     Guest { asked: usize, limit: usize },
     #[error("it asked for {} MiB of memory, and the guests of this machine have all that they may have, {} MiB", asked >> 20, total >> 20)]
     Machine { asked: usize, total: usize },
+    #[error(
+        "it held {} MiB of headers, bodies and the like outside its memory, for which the guests of this machine have no more \
+         room: {} MiB for that and their memories together; it was left nothing of it. Have it hold fewer at a time, or give \
+         the machine more memory",
+        held >> 20, total >> 20
+    )]
+    Outside { held: usize, total: usize },
+    #[error(
+        "it had {held} files and sockets open, and the guests of this process have {total} together, half of what it may open \
+         (ulimit -n); it was left none. Have it close them, or raise that limit"
+    )]
+    Files { held: usize, total: usize },
 }
 
 impl Limits {
@@ -103,6 +156,9 @@ impl Limits {
             budget,
             limit: limit.min(budget.per_guest),
             held: 0,
+            outside: Held::default(),
+            unseen: budget.free() / GROWTH,
+            overdrawn: false,
             last_growth: 0,
             refused: None,
             interrupted: Arc::default(),
@@ -118,6 +174,66 @@ impl Limits {
     /// too few to work with.
     pub(super) fn resources(&self) -> usize {
         (self.limit / RESOURCE).clamp(RESOURCES.0, RESOURCES.1)
+    }
+
+    /// Entries that it may have in the tables of the component model: of tasks and streams, and of handles.
+    pub(super) fn entries(&self) -> (usize, usize) {
+        (TASKS * self.resources(), HANDLES * self.resources())
+    }
+
+    /// The most random bytes that a component gets at once. They are held until it has made room for them, however long.
+    pub(super) fn random(&self) -> u64 {
+        (self.limit / 64).max(PAGE) as u64
+    }
+
+    /// Whether it is time to look at what the guest holds outside its memory. To be asked at each call of the host's.
+    pub(super) fn is_due(&mut self) -> bool {
+        if let Some(less) = self.unseen.checked_sub(1) {
+            self.unseen = less;
+            return false;
+        }
+        !self.overdrawn
+    }
+
+    /// Counts what the guest was seen to hold outside its memory. False if that is more than there is: it may hold nothing
+    /// any more.
+    pub(super) fn hold(&mut self, held: Held) -> bool {
+        let budget = self.budget;
+        self.unseen = budget.free().saturating_sub(held.bytes).max(budget.free() / 2) / GROWTH;
+        self.let_go();
+        let counted = Held {
+            bytes: held.bytes.saturating_sub(budget.free()),
+            files: held.files.saturating_sub(FREE_FILES),
+        };
+        if budget.take(counted.bytes) {
+            self.outside.bytes = counted.bytes;
+        } else {
+            let (held, total) = (held.bytes, budget.total);
+            self.refused = Some(Refused::Outside { held, total });
+            self.overdrawn = true;
+        }
+        if budget.take_files(counted.files) {
+            self.outside.files = counted.files;
+        } else {
+            let (held, total) = (held.files, budget.files);
+            self.refused = Some(Refused::Files { held, total });
+            self.overdrawn = true;
+        }
+        if self.overdrawn {
+            self.let_go();
+        }
+        !self.overdrawn
+    }
+
+    fn let_go(&mut self) {
+        let Held { bytes, files } = std::mem::take(&mut self.outside);
+        self.budget.give_back(bytes);
+        self.budget.files_used.fetch_sub(files, Ordering::Relaxed);
+    }
+
+    /// Whether the guest was left nothing of what it held outside its memory.
+    pub(super) fn is_overdrawn(&self) -> bool {
+        self.overdrawn
     }
 
     /// For another event.
@@ -198,6 +314,7 @@ impl ResourceLimiter for Limits {
 
 impl Drop for Limits {
     fn drop(&mut self) {
+        self.let_go();
         self.budget.give_back(self.held);
     }
 }
@@ -207,7 +324,7 @@ mod tests {
     use super::*;
 
     fn budget(memory: usize) -> &'static Budget {
-        Box::leak(Box::new(Budget::of_machine(memory)))
+        Box::leak(Box::new(Budget::of_machine(memory, 1024)))
     }
 
     #[test]
@@ -253,6 +370,27 @@ mod tests {
         second.memory_grow_failed(wasmtime::format_err!("no room")).unwrap();
         drop(second);
         assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_guests_hold_outside_counts_for_all_together() {
+        let budget = budget(1 << 30);
+        let held = |bytes, files| Held { bytes, files };
+        let mut first = Limits::new(budget, usize::MAX);
+        let mut second = Limits::new(budget, usize::MAX);
+        assert!(first.is_due() && first.hold(held(100 << 10, FREE_FILES)));
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0, "a little is free");
+        assert!(first.hold(held(500 << 20, 400)));
+        assert!(!second.hold(held(500 << 20, 1)) && second.is_overdrawn());
+        assert!(matches!(second.refused(), Some(Refused::Outside { .. })));
+        let mut third = Limits::new(budget, usize::MAX);
+        assert!(!third.hold(held(0, 200)));
+        assert!(matches!(third.refused(), Some(Refused::Files { .. })));
+        assert!(first.hold(held(1 << 20, 1)));
+        assert!(Limits::new(budget, usize::MAX).hold(held(500 << 20, 200)));
+        drop(first);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+        assert_eq!(budget.files_used.load(Ordering::Relaxed), 0);
     }
 
     #[test]

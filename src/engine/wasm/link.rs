@@ -136,7 +136,7 @@ fn link_module(runtime: &'static Runtime, module: &Module, name: &str) -> Result
     };
     let failed = |error: wasmtime::Error| StartError::new(format!("{name} can't be linked: {error:#}"));
     let mut linker = Linker::new(&runtime.engine);
-    p1::add_to_linker_async(&mut linker, |host: &mut ModuleHost| &mut host.wasi).map_err(failed)?;
+    p1::add_to_linker_async(&mut linker, ModuleHost::wasi).map_err(failed)?;
 
     let mut store = Store::new(
         &runtime.engine,

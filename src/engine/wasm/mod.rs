@@ -26,6 +26,7 @@ mod load;
 mod log;
 mod message;
 mod outgoing;
+mod outside;
 mod proxy;
 mod refusal;
 mod run;
@@ -62,6 +63,9 @@ use crate::report::start::Start;
 
 /// Files up to this size, in bytes, are read ahead of their start to see what they need.
 const AHEAD_LIMIT: u64 = 32 << 20;
+
+/// What a guest may give us in one call, whatever the largest answer is, in bytes.
+const LEAST_AT_ONCE: usize = 1 << 20;
 
 /// Begins to make what `components` will need, on a thread of its own: [`start`] waits for it or, where it can't be made,
 /// says why.
@@ -283,7 +287,10 @@ impl Shared {
     }
 
     fn store<T: HasLimits + Send + 'static>(&self, data: T) -> Store<T> {
-        self.runtime.store(data, self.fuel)
+        let mut store = self.runtime.store(data, self.fuel);
+        // As much as a guest gives us in one call: nothing is larger than the answer to a message.
+        store.set_hostcall_fuel(self.body_limit.max(LEAST_AT_ONCE) + LEAST_AT_ONCE);
+        store
     }
 
     fn wind_up<T>(&self, store: &mut Store<T>) {

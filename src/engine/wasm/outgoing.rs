@@ -172,6 +172,11 @@ impl Hooks {
         self.trace.clone_from(&context.trace);
     }
 
+    /// Requests that are under way.
+    pub(super) fn under_way(&self) -> usize {
+        self.open.as_ref().map_or(0, |open| OPEN - open.available_permits())
+    }
+
     /// For another event beside those that there are. Whose a request is then nobody can tell, and a wrong name would lead
     /// astray whoever goes by it: they get one of their own from here on.
     pub(super) fn share(&mut self) {

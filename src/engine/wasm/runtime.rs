@@ -6,6 +6,7 @@ use std::sync::{LazyLock, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use wasmtime::component::Linker;
@@ -101,7 +102,7 @@ pub(super) fn runtime(kind: Kind) -> Result<&'static Runtime, StartError> {
 
 impl Runtime {
     fn new(kind: Kind) -> Result<Self, StartError> {
-        static BUDGET: LazyLock<Budget> = LazyLock::new(|| Budget::of_machine(memory_of_machine()));
+        static BUDGET: LazyLock<Budget> = LazyLock::new(|| Budget::of_machine(memory_of_machine(), open_files()));
         let memory = BUDGET.machine();
         let slot_count = slots(memory, processors());
         let reserve = (slot_count / 4).min(RESERVE);
@@ -214,8 +215,13 @@ impl Runtime {
     }
 
     /// A store whose guest yields at each tick and keeps to the limits in `data`. `fuel` is for a metered runtime.
-    pub(super) fn store<T: HasLimits + Send + 'static>(&self, data: T, fuel: Option<u64>) -> Store<T> {
+    pub(super) fn store<T: HasLimits + Send + 'static>(&self, mut data: T, fuel: Option<u64>) -> Store<T> {
+        let (tasks, handles) = data.limits().entries();
         let mut store = Store::new(&self.engine, data);
+        store.set_max_component_handles(handles);
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(tasks);
+        }
         store.limiter(|data| data.limits());
         // `yield_now` lets the I/O driver run too, which a future that wakes itself would not.
         store.epoch_deadline_callback(|mut store| {
@@ -345,6 +351,12 @@ fn memory_of_machine() -> usize {
         .ok()
         .and_then(|limit| limit.trim().parse().ok());
     usize::try_from(cgroup.unwrap_or(u64::MAX).min(machine)).unwrap_or(usize::MAX)
+}
+
+/// How many files this process may have open.
+fn open_files() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 /// Advances the engine's epoch while guests are at work, and sleeps while there are none, so that an idle machine has

@@ -199,7 +199,9 @@ impl Limits {
     /// any more.
     pub(super) fn hold(&mut self, held: Held) -> bool {
         let budget = self.budget;
-        self.unseen = budget.free().saturating_sub(held.bytes).max(budget.free() / 2) / GROWTH;
+        let slack = budget.free().saturating_sub(held.bytes).max(budget.free() / 2);
+        // A guest that holds much is looked at rarely, which costs the more the more it holds.
+        self.unseen = slack.max(held.bytes / 16) / GROWTH;
         self.let_go();
         let counted = Held {
             bytes: held.bytes.saturating_sub(budget.free()),

@@ -81,7 +81,6 @@ impl Grants {
     pub(super) fn component(&self, mut wasi: WasiCtxBuilder, log: &Log, limits: Limits) -> ComponentHost {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.resources());
-        wasi.max_random_size(limits.random());
         let sockets = self.sockets.then(|| {
             let sockets = Sockets::new(self.component.clone(), self.outgoing.rules.clone(), log.clone());
             sockets.grant(&mut wasi);

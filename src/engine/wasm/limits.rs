@@ -23,6 +23,8 @@ const RESOURCES: (usize, usize) = (512, 2048);
 const RESOURCE: usize = 128 << 10;
 /// What one call of the host's may add to what a guest holds outside its memory, in bytes.
 const GROWTH: usize = 256 << 10;
+/// Calls of the host's after which it is looked at what a guest holds, at the earliest: most events have fewer.
+const LOOK_AFTER: usize = 32;
 /// Open files of one guest that are not counted: its standard streams and folders, and a few more.
 const FREE_FILES: usize = 8;
 /// Tasks, streams and futures of WASI 0.3 that a guest may hold for each resource; a stream is three of them.
@@ -157,7 +159,7 @@ impl Limits {
             limit: limit.min(budget.per_guest),
             held: 0,
             outside: Held::default(),
-            unseen: budget.free() / GROWTH,
+            unseen: (budget.free() / GROWTH).max(LOOK_AFTER),
             overdrawn: false,
             last_growth: 0,
             refused: None,
@@ -181,11 +183,6 @@ impl Limits {
         (TASKS * self.resources(), HANDLES * self.resources())
     }
 
-    /// The most random bytes that a component gets at once. They are held until it has made room for them, however long.
-    pub(super) fn random(&self) -> u64 {
-        (self.limit / 64).max(PAGE) as u64
-    }
-
     /// Whether it is time to look at what the guest holds outside its memory. To be asked at each call of the host's.
     pub(super) fn is_due(&mut self) -> bool {
         if let Some(less) = self.unseen.checked_sub(1) {
@@ -201,7 +198,7 @@ impl Limits {
         let budget = self.budget;
         let slack = budget.free().saturating_sub(held.bytes).max(budget.free() / 2);
         // A guest that holds much is looked at rarely, which costs the more the more it holds.
-        self.unseen = slack.max(held.bytes / 16) / GROWTH;
+        self.unseen = (slack.max(held.bytes / 16) / GROWTH).max(LOOK_AFTER);
         self.let_go();
         let counted = Held {
             bytes: held.bytes.saturating_sub(budget.free()),
@@ -380,7 +377,7 @@ mod tests {
         let held = |bytes, files| Held { bytes, files };
         let mut first = Limits::new(budget, usize::MAX);
         let mut second = Limits::new(budget, usize::MAX);
-        assert!(first.is_due() && first.hold(held(100 << 10, FREE_FILES)));
+        assert!(!first.is_due() && first.hold(held(100 << 10, FREE_FILES)));
         assert_eq!(budget.used.load(Ordering::Relaxed), 0, "a little is free");
         assert!(first.hold(held(500 << 20, 400)));
         assert!(!second.hold(held(500 << 20, 1)) && second.is_overdrawn());

@@ -1,5 +1,6 @@
 //! What Wasmtime says of a guest that ended badly, in the words of the one who wrote the guest.
 
+use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
@@ -47,6 +48,11 @@ pub(super) fn ended(
             let trap = trap.to_string();
             format!("the guest trapped: {}", trap.trim_start_matches("wasm trap: "))
         }
+        None if error.root_cause().is::<ResourceTableError>() && refused.is_none() => format!(
+            "the guest failed: {}. Streams, bodies, headers and open files count, each until the guest drops it; an instance with \
+             more memory may have more of them",
+            error.root_cause()
+        ),
         None => format!("the guest failed: {}", error.root_cause()),
     };
     if let Some(refused) = refused {

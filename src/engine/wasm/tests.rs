@@ -399,6 +399,7 @@ async fn a_module_holds_only_so_many_files_open() {
     let guest = start(&component, &Settings::default()).await.unwrap();
     let failure = get(&guest).await.unwrap_err();
     assert!(failure.message.contains("resource table has no free keys"), "{failure}");
+    assert!(failure.message.contains("until the guest drops it"), "{failure}");
 }
 
 #[tokio::test]

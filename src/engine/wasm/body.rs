@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
+use tokio::task::coop::has_budget_remaining;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::run::{End, Run, Terms};
@@ -189,7 +190,11 @@ where
         loop {
             let next = match this.pieces.pop() {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
-                None => Pin::new(&mut this.source).poll_frame(cx),
+                None => match Pin::new(&mut this.source).poll_frame(cx) {
+                    // There may be more: tokio makes a task wait that has had much in one turn, and has woken it already.
+                    Poll::Pending if !has_budget_remaining() => return Poll::Pending,
+                    polled => polled,
+                },
             };
             match next {
                 Poll::Ready(Some(Ok(frame))) => {
@@ -404,7 +409,42 @@ impl HttpBody for Pieces {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+    use tokio::sync::mpsc;
+    use tokio::task::coop::consume_budget;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_reply_does_not_end_where_its_task_has_had_its_turn() {
+        let (pieces, mut written) = mpsc::channel(1);
+        pieces
+            .try_send(Ok::<_, BodyError>(Frame::data(Bytes::from_static(b"the rest"))))
+            .unwrap();
+        let writer = Writer {
+            guest: Mutex::new(Writing::Ended),
+            reader: AtomicWaker::new(),
+        };
+        let mut body = Unfinished {
+            pieces: Pieces::default(),
+            source: StreamBody::new(stream::poll_fn(move |cx| written.poll_recv(cx))),
+            writer: Arc::new(writer),
+            promised: None,
+            _overseer: AbortOnDropHandle::new(tokio::spawn(async {})),
+        };
+        let mut is_first = true;
+        let frame = std::future::poll_fn(|cx| {
+            if std::mem::take(&mut is_first) {
+                while has_budget_remaining() {
+                    let _ = std::pin::pin!(consume_budget()).poll(cx);
+                }
+            }
+            Pin::new(&mut body).poll_frame(cx)
+        });
+        let frame = frame.await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "the rest");
+    }
 
     #[test]
     fn the_length_of_a_body_is_not_told_where_trailers_come_after_it() {

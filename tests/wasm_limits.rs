@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::support::{Response, Served, built, folder_with};
+use crate::support::{Response, Running, Served, built, folder_with, get};
 
 #[tokio::test]
 async fn a_trap_is_told_with_the_functions_that_led_there() {
@@ -27,6 +27,45 @@ async fn a_trap_is_told_with_the_functions_that_led_there() {
     assert!(traceback.contains("rust_http::Component"), "{traceback}");
     app.wait_for("rust_http::Component");
     app.stop();
+}
+
+#[tokio::test]
+async fn guests_leave_files_to_open_for_others() {
+    let guest = r#"(module
+        (import "wasi_snapshot_preview1" "path_open"
+            (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "guest.wasm")
+        (func (export "_start")
+            (loop $more
+                (drop (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 10) (i32.const 0) (i64.const 2)
+                    (i64.const 2) (i32.const 0) (i32.const 32)))
+                (br $more))))"#;
+    let folder = folder_with("guest.wasm", wat::parse_str(guest).unwrap());
+    let program = folder.path().join("guest.wasm");
+    let granted = format!("{}::/data", folder.path().display());
+    let serve = [
+        "serve",
+        program.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--allow-dir",
+        &granted,
+    ];
+    let app = Running::start_under(&["prlimit", "--nofile=300:300"], &serve);
+    let line = app.wait_for("serving on http://");
+    let address = line.rsplit('/').next().unwrap().trim().to_owned();
+    // It would have gone on until nobody could connect any more.
+    for reply in join_all([get(&address, "/"), get(&address, "/"), get(&address, "/")]).await {
+        let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+        assert!(
+            detail.contains("files and sockets open") && detail.contains("ulimit -n"),
+            "{detail}"
+        );
+    }
+    app.interrupt();
+    let (status, output) = app.end();
+    assert_eq!(status.code(), Some(0), "{output}");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::event::{Failure, FailureKind};
 
 /// The guest's way out: `Ok` where it called `exit(0)`, else what is wrong.
 ///
-/// `refused` is the last memory that it asked for in vain, `fuel` what it had where that is counted.
+/// `refused` is the last memory that it asked for in vain, or what it held too much of outside that, `fuel` what it had where that is counted.
 pub(super) fn ended(
     error: &wasmtime::Error,
     log: &Log,

@@ -11,7 +11,7 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{Error as HttpError, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use super::limits::{HasLimits, Limits, RANDOM};
+use super::limits::{CROWDED, HasLimits, Limits, RANDOM};
 use super::log::Log;
 use super::outgoing::{Hooks, Outgoing};
 use super::outside;
@@ -141,14 +141,22 @@ impl ComponentHost {
     /// Whether so many resources are left from earlier events that the next may not find room for its own. Some stay though
     /// the guest did its part: Wasmtime's `outgoing-handler.handle` keeps the options that it is given.
     pub(super) fn is_crowded(&mut self) -> bool {
-        self.limits.is_overdrawn() || self.table.iter_mut().count() > self.limits.resources() / 2
+        // What the last event held does not count for as long as nobody uses the instance.
+        if self.limits.counts_outside() {
+            self.look();
+        }
+        self.limits.is_overdrawn() || self.table.iter_mut().count() > CROWDED
     }
 
     /// Counts, now and then, what the guest holds outside its memory; where that is too much, it is left nothing.
     fn account(&mut self) {
         if self.limits.is_due() {
-            outside::account(&mut self.table, self.hooks.under_way(), &mut self.limits);
+            self.look();
         }
+    }
+
+    fn look(&mut self) {
+        outside::account(&mut self.table, self.hooks.under_way(), &mut self.limits);
     }
 
     /// For another event beside those that there are.

@@ -17,6 +17,7 @@ use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
 use super::host::{ComponentHost, Folders};
+use super::limits::CROWDED;
 use super::log::Log;
 use super::runtime::Reserved;
 use super::{Shared, failure};
@@ -111,6 +112,12 @@ impl<G: Send> Place<G> {
     /// What the guest writes to.
     pub(super) fn logs(&self) -> [Log; 2] {
         [self.log.clone(), self.stdout.clone()]
+    }
+
+    /// Whether so much is left from earlier events that the next may not find room for its own.
+    fn is_crowded(&mut self) -> bool {
+        let tasks = self.store.concurrent_resource_table();
+        tasks.is_some_and(|tasks| tasks.iter_mut().count() > CROWDED) || self.store.data_mut().is_crowded()
     }
 
     /// For another event.
@@ -210,7 +217,7 @@ impl<T: Template> Instances<T> {
     /// Takes back the place of `events` that ended well.
     pub(super) fn give_back(self: &Arc<Self>, shared: &Arc<Shared>, mut place: Place<T::Guest>, events: u32) {
         place.events = place.events.saturating_add(events);
-        let is_used_up = place.events >= self.reuse || place.store.data_mut().is_crowded();
+        let is_used_up = place.events >= self.reuse || place.is_crowded();
         if !is_used_up && !shared.is_stopped() {
             if let Some(reserved) = shared.runtime.reserve(shared.memories) {
                 self.keep(shared, place, reserved);

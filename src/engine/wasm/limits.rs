@@ -16,21 +16,22 @@ pub(super) const RANDOM: u64 = 4 << 20;
 /// Linear memories of one component.
 const MEMORIES: usize = 16;
 /// Resources (streams, bodies, headers, open files) that a guest may hold at once, however little and however much memory it
-/// may have; some hold descriptors of this process.
-const RESOURCES: (usize, usize) = (512, 2048);
-/// What a resource may hold outside the guest's memory, in bytes: the headers of a message, or the writes of a body that
-/// wait.
-const RESOURCE: usize = 128 << 10;
+/// may have. Guests whose language collects garbage hold many that they have done with.
+const RESOURCES: (usize, usize) = (4096, 16384);
+/// Memory of the guest's, in bytes, for which it may hold one.
+const RESOURCE: usize = 16 << 10;
+/// Resources left from earlier events with which an instance has no more: to count them takes longer than to make another.
+pub(super) const CROWDED: usize = 1024;
 /// What one call of the host's may add to what a guest holds outside its memory, in bytes.
 const GROWTH: usize = 256 << 10;
 /// Calls of the host's after which it is looked at what a guest holds, at the earliest: most events have fewer.
 const LOOK_AFTER: usize = 32;
 /// Open files of one guest that are not counted: its standard streams and folders, and a few more.
 const FREE_FILES: usize = 8;
-/// Tasks, streams and futures of WASI 0.3 that a guest may hold for each resource; a stream is three of them.
-const TASKS: usize = 4;
+/// Resources that a guest may hold for each task, stream and future of WASI 0.3; a stream is three of them.
+const RESOURCES_PER_TASK: usize = 2;
 /// Handles, also those to resources of the guest's own, for each resource.
-const HANDLES: usize = 48;
+const HANDLES: usize = 6;
 /// A Wasm page.
 const PAGE: usize = 64 << 10;
 /// What an element of a table takes, in bytes: a pointer, of whichever kind.
@@ -87,12 +88,7 @@ impl Budget {
     }
 
     fn take(&self, bytes: usize) -> bool {
-        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let fits = before.checked_add(bytes).is_some_and(|used| used <= self.total);
-        if !fits {
-            self.give_back(bytes);
-        }
-        fits
+        take(&self.used, bytes, self.total)
     }
 
     fn give_back(&self, bytes: usize) {
@@ -100,13 +96,19 @@ impl Budget {
     }
 
     fn take_files(&self, files: usize) -> bool {
-        let before = self.files_used.fetch_add(files, Ordering::Relaxed);
-        let fits = before.saturating_add(files) <= self.files;
-        if !fits {
-            self.files_used.fetch_sub(files, Ordering::Relaxed);
-        }
-        fits
+        take(&self.files_used, files, self.files)
     }
+
+    fn give_back_files(&self, files: usize) {
+        self.files_used.fetch_sub(files, Ordering::Relaxed);
+    }
+}
+
+/// Takes `more` of `total`, if so much is left. What is refused keeps nothing from others, not even for a moment.
+fn take(used: &AtomicUsize, more: usize, total: usize) -> bool {
+    let with_more = |used: usize| used.checked_add(more).filter(|used| *used <= total);
+    used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_more)
+        .is_ok()
 }
 
 /// The part of a store's data that keeps its guest within its limits.
@@ -159,7 +161,7 @@ impl Limits {
             limit: limit.min(budget.per_guest),
             held: 0,
             outside: Held::default(),
-            unseen: (budget.free() / GROWTH).max(LOOK_AFTER),
+            unseen: LOOK_AFTER,
             overdrawn: false,
             last_growth: 0,
             refused: None,
@@ -180,7 +182,7 @@ impl Limits {
 
     /// Entries that it may have in the tables of the component model: of tasks and streams, and of handles.
     pub(super) fn entries(&self) -> (usize, usize) {
-        (TASKS * self.resources(), HANDLES * self.resources())
+        (self.resources() / RESOURCES_PER_TASK, HANDLES * self.resources())
     }
 
     /// Whether it is time to look at what the guest holds outside its memory. To be asked at each call of the host's.
@@ -195,23 +197,23 @@ impl Limits {
     /// Counts what the guest was seen to hold outside its memory. False if that is more than there is: it may hold nothing
     /// any more.
     pub(super) fn hold(&mut self, held: Held) -> bool {
-        let budget = self.budget;
-        let slack = budget.free().saturating_sub(held.bytes).max(budget.free() / 2);
-        // A guest that holds much is looked at rarely, which costs the more the more it holds.
-        self.unseen = (slack.max(held.bytes / 16) / GROWTH).max(LOOK_AFTER);
-        self.let_go();
+        let (budget, before) = (self.budget, self.outside);
+        // To look costs more the more there is, so a guest that holds much is looked at less often.
+        self.unseen = LOOK_AFTER.max(held.bytes / 16 / GROWTH);
         let counted = Held {
             bytes: held.bytes.saturating_sub(budget.free()),
             files: held.files.saturating_sub(FREE_FILES),
         };
-        if budget.take(counted.bytes) {
+        if budget.take(counted.bytes.saturating_sub(before.bytes)) {
+            budget.give_back(before.bytes.saturating_sub(counted.bytes));
             self.outside.bytes = counted.bytes;
         } else {
             let (held, total) = (held.bytes, budget.total);
             self.refused = Some(Refused::Outside { held, total });
             self.overdrawn = true;
         }
-        if budget.take_files(counted.files) {
+        if budget.take_files(counted.files.saturating_sub(before.files)) {
+            budget.give_back_files(before.files.saturating_sub(counted.files));
             self.outside.files = counted.files;
         } else {
             let (held, total) = (held.files, budget.files);
@@ -227,7 +229,12 @@ impl Limits {
     fn let_go(&mut self) {
         let Held { bytes, files } = std::mem::take(&mut self.outside);
         self.budget.give_back(bytes);
-        self.budget.files_used.fetch_sub(files, Ordering::Relaxed);
+        self.budget.give_back_files(files);
+    }
+
+    /// Whether anything counts of what the guest holds outside its memory.
+    pub(super) fn counts_outside(&self) -> bool {
+        self.outside != Held::default()
     }
 
     /// Whether the guest was left nothing of what it held outside its memory.
@@ -240,9 +247,9 @@ impl Limits {
         self.refused = None;
     }
 
-    /// What the guest's memories and tables hold, in bytes.
+    /// What the guest holds as far as it counts, in bytes: memories, tables, and what is outside them.
     pub(super) fn held(&self) -> usize {
-        self.held
+        self.held + self.outside.bytes
     }
 
     /// The last request for memory that was refused.
@@ -393,9 +400,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_refused_leaves_what_was_there() {
+        let budget = budget(1 << 30);
+        let mut guest = Limits::new(budget, usize::MAX);
+        assert!(guest.hold(Held {
+            bytes: 100 << 20,
+            files: 100
+        }));
+        let held = budget.used.load(Ordering::Relaxed);
+        assert!(!budget.take(800 << 20) && !budget.take_files(500));
+        assert_eq!(budget.used.load(Ordering::Relaxed), held);
+        // All that is left is taken by others: it may go on with what it has.
+        assert!(budget.take(budget.total - held));
+        assert!(guest.hold(Held {
+            bytes: 100 << 20,
+            files: 100
+        }));
+        assert!(guest.counts_outside() && guest.held() > 99 << 20);
+        assert!(guest.hold(Held::default()) && !guest.counts_outside());
+    }
+
+    #[test]
     fn a_guest_of_little_memory_holds_few_resources() {
         let budget = budget(64 << 30);
-        for (limit, resources) in [(1 << 20, 512), (128 << 20, 1024), (usize::MAX, 2048)] {
+        for (limit, resources) in [(1 << 20, 4096), (128 << 20, 8192), (usize::MAX, 16384)] {
             assert_eq!(Limits::new(budget, limit).resources(), resources);
         }
     }

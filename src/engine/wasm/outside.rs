@@ -21,14 +21,14 @@ const HEADERS: usize = 128 << 10;
 const FEW: usize = 64;
 /// What of a body waits for its reader, at most.
 const BODY: usize = 256 << 10;
-/// The buffers of a socket, or the names of a folder.
+/// The buffers of a socket or of a request's connection, or the names of a folder.
 const BUFFERS: usize = 64 << 10;
 
 /// Counts what is in `table`, and `requests` that are under way; empties the table for good if it is too much: the guest's
 /// next call for any of it fails.
 pub(super) fn account(table: &mut ResourceTable, requests: usize, limits: &mut Limits) {
     let mut held = Held {
-        bytes: requests * (HEADERS + BODY),
+        bytes: requests * BUFFERS,
         files: requests,
     };
     for entry in table.iter_mut() {

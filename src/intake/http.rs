@@ -110,7 +110,8 @@ pub async fn serve(
         let connection = builder
             .serve_connection_with_upgrades(io_of(stream, client.clone()), service)
             .into_owned();
-        let end = shutdown.clone();
+        // Of its own: each turn of each connection looks at it.
+        let end = shutdown.child_token();
         under_way.spawn(async move {
             let part = |connection: Pin<&mut auto::UpgradeableConnection<'_, _, _, _>>| connection.graceful_shutdown();
             // A client that goes away or sends nonsense is that client's affair.

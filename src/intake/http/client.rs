@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http::Version;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -39,6 +40,8 @@ pub(super) struct Client {
     multiplexes: AtomicBool,
     /// How many of its requests have no whole reply yet.
     under_way: AtomicUsize,
+    /// The task of its connection over HTTP/2, where others may be the last to have to do with a request.
+    connection: AtomicWaker,
     /// Something waits to be sent, and the socket is full.
     full: AtomicBool,
     /// How often the socket took something.
@@ -82,7 +85,7 @@ impl Client {
     }
 
     fn is_served(&self) -> bool {
-        self.under_way.load(Ordering::Relaxed) > 0
+        self.under_way.load(Ordering::Acquire) > 0
     }
 
     fn awaited(&self, parting: Option<Parting>) -> Option<Awaited> {
@@ -117,11 +120,14 @@ impl Client {
     ) -> Result<C::Output, Awaited> {
         let (mut connection, mut end) = (pin!(connection), pin!(end.cancelled()));
         let mut parting = None;
-        let mut waiting: Option<(Awaited, Pin<Box<Sleep>>)> = None;
+        let mut waiting: Option<(Option<Awaited>, Pin<Box<Sleep>>)> = None;
         std::future::poll_fn(|cx| {
             loop {
                 if let Poll::Ready(output) = connection.as_mut().poll(cx) {
                     return Poll::Ready(Ok(output));
+                }
+                if self.multiplexes.load(Ordering::Relaxed) {
+                    self.connection.register(cx.waker());
                 }
                 if parting != Some(Parting::End) && end.as_mut().poll(cx).is_ready() {
                     parting = Some(Parting::End);
@@ -130,6 +136,9 @@ impl Client {
                     continue;
                 }
                 let Some(awaited) = self.awaited(parting) else {
+                    if let Some((timed, _)) = &mut waiting {
+                        *timed = None;
+                    }
                     return Poll::Pending;
                 };
                 let limit = match (awaited, parting) {
@@ -139,9 +148,9 @@ impl Client {
                     _ => patience.head,
                 };
                 // Kept while nothing is waited for: to enter a timer is dearer than to put it off.
-                let (timed, timer) = waiting.get_or_insert_with(|| (awaited, Box::pin(sleep(limit))));
-                if *timed != awaited {
-                    *timed = awaited;
+                let (timed, timer) = waiting.get_or_insert_with(|| (Some(awaited), Box::pin(sleep(limit))));
+                if *timed != Some(awaited) {
+                    *timed = Some(awaited);
                     timer.as_mut().reset(Instant::now() + limit);
                 }
                 ready!(timer.as_mut().poll(cx));
@@ -165,7 +174,8 @@ impl UnderWay {
         }
     }
 
-    /// A request that never ends, as far as can be told.
+    /// A request that never ends, as far as can be told: its connection is never idle, and has all the time that there is at
+    /// the end.
     pub(super) fn without_end(self) {
         self.0.under_way.fetch_add(1, Ordering::Relaxed);
     }
@@ -173,7 +183,10 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        let client = &self.0;
+        if client.under_way.fetch_sub(1, Ordering::AcqRel) == 1 && client.multiplexes.load(Ordering::Relaxed) {
+            client.connection.wake();
+        }
     }
 }
 
@@ -303,13 +316,20 @@ mod tests {
 
     type Ended = tokio::task::JoinHandle<Result<(), Awaited>>;
 
-    /// A client's connection to replies made of `bodies`, and how it ends.
+    /// The client's end of a connection to replies made of `bodies`, and how it ends.
     async fn connected(bodies: fn() -> Body, patience: Patience, end: &CancellationToken) -> (TcpStream, Ended) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
+        (stream, connection(accepted, bodies, patience, end))
+    }
+
+    fn connection<S>(accepted: S, bodies: fn() -> Body, patience: Patience, end: &CancellationToken) -> Ended
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let end = end.clone();
-        let connection = tokio::spawn(async move {
+        tokio::spawn(async move {
             let client = Arc::new(Client::default());
             let service = service_fn(|request: Request<_>| {
                 let under_way = client.asks(request.version());
@@ -321,8 +341,7 @@ mod tests {
             let connection = builder.serve_connection(socket, service);
             let part = |connection: Pin<&mut auto::Connection<'_, _, _, _>>| connection.graceful_shutdown();
             client.wait_for(connection, part, patience, &end).await.map(drop)
-        });
-        (stream, connection)
+        })
     }
 
     /// A reply without end.
@@ -357,12 +376,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reply_that_somebody_else_gives_up_is_none_that_is_waited_for() {
+        let patience = Patience { head: SOON, ..PATIENT };
+        let client = Arc::new(Client::default());
+        let under_way = client.asks(Version::HTTP_2);
+        let waiting = tokio::spawn(async move {
+            let end = CancellationToken::new();
+            client.wait_for(pending::<()>(), |_| (), patience, &end).await
+        });
+        // It waits already, and nothing of its own will wake it.
+        tokio::task::yield_now().await;
+        drop(under_way);
+        assert_eq!(soon(waiting).await.unwrap(), Err(Awaited::Leaving(0)));
+    }
+
+    #[tokio::test]
     async fn the_end_waits_for_nobody_who_asks_for_nothing() {
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
         for said in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nhost: a\r\n", preface] {
             let end = CancellationToken::new();
-            let (mut stream, connection) = connected(Body::empty, PATIENT, &end).await;
+            // All of it is read when the other task has had its turn.
+            let (mut stream, accepted) = tokio::io::duplex(4 << 10);
+            let connection = connection(accepted, Body::empty, PATIENT, &end);
             stream.write_all(said).await.unwrap();
+            tokio::task::yield_now().await;
             end.cancel();
             let _ = soon(connection).await.unwrap();
         }

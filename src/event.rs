@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use body::{Body, BodyError, CollectError};
 pub use failure::{Failure, FailureKind};
-pub use target::shown;
+pub use target::{call, shown};
 use trace::Trace;
 
 /// One thing to do: an HTTP request or a network message, and what is known of where it came from.

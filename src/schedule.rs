@@ -159,7 +159,7 @@ impl Schedule {
             };
             match run(handler(event).await).await {
                 Ok(()) => {}
-                Err(failure) => failure.log(format_args!("{}: the schedule {:?}", self.component, self.text)),
+                Err(failure) => failure.log(&self.component, format_args!("the schedule {:?}", self.text)),
             }
         }
     }

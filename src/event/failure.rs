@@ -74,11 +74,12 @@ impl Failure {
         self
     }
 
-    /// Logs it, with all that is known, as what became of `asked`.
-    pub fn log(&self, asked: impl Display) {
-        tracing::warn!("{asked}: {self}");
+    /// Logs it, with all that is known, as what became of `asked`, which `component` had to do; nothing is said of one without a
+    /// name.
+    pub fn log(&self, component: &str, asked: impl Display) {
+        tracing::warn!(component, "{asked}: {self}");
         if let Some(traceback) = &self.traceback {
-            tracing::warn!("{}", traceback.trim_end());
+            tracing::warn!(component, "{}", traceback.trim_end());
         }
     }
 }

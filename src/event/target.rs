@@ -2,12 +2,18 @@
 
 use std::fmt::Display;
 
+use http::{Method, Uri};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 
 /// A path as it is to be written in a request (RFC 3986, section 2.1). Some clients write other letters than ASCII, among which
 /// are those that command terminals (ECMA-48, C1).
 pub fn shown(path: &str) -> impl Display {
     utf8_percent_encode(path, CONTROLS)
+}
+
+/// What one component asks another for, as the log tells of it.
+pub fn call(method: &Method, uri: &Uri) -> impl Display {
+    format!("{method} {}, asked by a component", shown(&uri.to_string()))
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use super::http::{connections, cookies, give, problem, without_what_no_client_ta
 use super::{ACCEPT_PAUSE, Handler};
 use crate::again::Again;
 use crate::event::trace::{self, REQUEST_ID, TRACEPARENT};
-use crate::event::{Body, Context, Failure, FailureKind, shown};
+use crate::event::{Body, Context, Failure, FailureKind, call};
 use crate::guest_api;
 use crate::program::Component;
 use crate::router::INTERNAL;
@@ -173,10 +173,7 @@ impl Calls {
             Err(failure) => problem::response_with(failure, self.reveal),
         };
         if let Some(failure) = response.extensions().get::<Failure>() {
-            failure.log(format_args!(
-                "{method} {}, asked by a component",
-                shown(&uri.to_string())
-            ));
+            failure.log("", call(&method, &uri));
         }
         Ok(without_what_no_client_takes(response, &method))
     }

@@ -10,7 +10,7 @@ use crate::program::manifest::AccessLog;
 /// Logs why a request failed, if it did.
 pub fn explain(served: &Served<'_>) {
     if let Some(failure) = served.failure {
-        failure.log(format_args!("{} {}", served.method, shown(served.path)));
+        failure.log("", format_args!("{} {}", served.method, shown(served.path)));
     }
 }
 

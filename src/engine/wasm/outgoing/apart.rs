@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::Loopback;
-use crate::event::{Body, BodyError, Event, Failure, FailureKind, Input, Reply, shown};
+use crate::event::{Body, BodyError, Event, Failure, FailureKind, Input, Reply, call};
 
 /// Pieces of a reply that wait for the one who asked.
 const WAITING: usize = 4;
@@ -53,10 +53,7 @@ async fn answer(loopback: Loopback, event: Event, head: oneshot::Sender<Response
         // What it says may be said within the program.
         Err(failure) => {
             if let Some((method, uri)) = asked {
-                failure.log(format_args!(
-                    "{method} {}, asked by a component",
-                    shown(&uri.to_string())
-                ));
+                failure.log("", call(&method, &uri));
             }
             let mut response = Response::new(format!("{failure}\n").into());
             *response.status_mut() = failure.kind.status();

@@ -396,9 +396,10 @@ async fn a_module_holds_only_so_many_files_open() {
     );
     let folder = format!("{}::/data", directory.path().display());
     component.keys.wasm.directories.push(folder.parse().unwrap());
+    component.keys.memory = Some(crate::program::limits::Size(64 << 20));
     let guest = start(&component, &Settings::default()).await.unwrap();
     let failure = get(&guest).await.unwrap_err();
-    assert!(failure.message.contains("resource table has no free keys"), "{failure}");
+    // Whichever there are fewer of here.
     let why = ["until the guest drops it", "files and sockets open"];
     assert!(why.iter().any(|why| failure.message.contains(why)), "{failure}");
 }

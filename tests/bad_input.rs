@@ -107,7 +107,7 @@ fn a_python_file_that_serves_by_itself() {
     says(
         &output,
         &[
-            "not ready within 1 s: it serves 127.0.0.1:",
+            "not ready within 1 s: it listens on 127.0.0.1:",
             "`engine = \"executable\"` in a polyinit.toml",
         ],
     );

@@ -158,11 +158,11 @@ async fn a_program_finds_a_machine_as_it_should_be() {
     while machine.json("/zombies").await != json!([]) {
         assert!(Instant::now() < deadline, "orphans stay zombies");
     }
-    // A processor of one's own is asked for 60 us an orphan, which is 1 % of it for 10,000 in a minute (tests/serve.rs). An
-    // emulated one is several times slower.
+    // A processor of one's own is asked for 60 us an orphan, which is 1 % of it for 10,000 in a minute (tests/serve.rs). Of an
+    // emulated one, however slow the machine is at it, what takes longest is to make them.
     let busy = machine.json("/init-time").await.as_f64().unwrap() - before;
     eprintln!("2,000 orphans within {seconds} s cost init {busy} s");
-    assert!(busy < 0.4, "2,000 orphans cost init {busy} s");
+    assert!(busy < seconds / 10.0, "2,000 orphans cost init {busy} s of {seconds}");
     machine.halt();
 
     // What was written without fsync is on the volume when the machine starts again, and the root is new.

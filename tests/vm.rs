@@ -128,7 +128,6 @@ async fn a_component_in_a_microvm() {
     machine.is_gone();
     let (status, output) = machine.running.end();
     assert_eq!(status.code(), Some(0), "{output}");
-    assert!(!machine.folder.exists());
     drop(image.folder);
 }
 
@@ -142,8 +141,6 @@ async fn nothing_outlives_a_killed_polyinit() {
     machine.is_gone();
     let (status, output) = machine.running.end();
     assert_eq!(status.signal(), Some(9), "{output}");
-    // Nobody was left to remove it.
-    std::fs::remove_dir_all(machine.folder).unwrap();
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! The binary as a child process: its lines as they come, its end, and what it must not leave behind.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -19,7 +21,7 @@ pub struct Running {
     mark: String,
     output: Arc<Output>,
     /// For its temporary files: one that is killed can't remove them.
-    _temporary: tempfile::TempDir,
+    temporary: tempfile::TempDir,
 }
 
 #[derive(Default)]
@@ -65,7 +67,7 @@ impl Running {
             child,
             mark,
             output,
-            _temporary: temporary,
+            temporary,
         }
     }
 
@@ -126,6 +128,9 @@ impl Running {
             Vec::<String>::new(),
             "left behind"
         );
+        if status.signal() != Some(Signal::SIGKILL as i32) {
+            assert_eq!(own_files(self.temporary.path()), [""; 0], "left behind");
+        }
         let mut output = self.output.text.lock().unwrap();
         while output.1 > 0 {
             output = self.output.changed.wait(output).unwrap();
@@ -155,6 +160,13 @@ fn follow(pipe: impl Read + Send + 'static, output: &Arc<Output>) {
     });
 }
 
+/// What polyinit itself has in a folder for temporary files: programs have theirs there, too.
+fn own_files(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("polyinit")).collect()
+}
+
 /// The living processes that have `variable`, `NAME=VALUE`, in their environment (proc_pid_environ(5)), by their command lines.
 pub fn leftovers(variable: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -165,7 +177,10 @@ pub fn leftovers(variable: &str) -> Vec<String> {
             .any(|one| one == variable.as_bytes())
         {
             let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-            found.push(String::from_utf8_lossy(&line).replace('\0', " "));
+            // One that has ended meanwhile has none.
+            if !line.is_empty() {
+                found.push(String::from_utf8_lossy(&line).replace('\0', " "));
+            }
         }
     }
     found

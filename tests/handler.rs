@@ -271,3 +271,22 @@ def handler(event, context):
     }
     app.stop();
 }
+
+#[tokio::test]
+async fn a_generators_next_piece_is_made_by_any_thread() {
+    let code = "\
+def pieces():
+    for number in range(5000):
+        yield f'{number}\\n'
+def handler(event, context):
+    return pieces()
+";
+    let folder = folder_with("main.py", code);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let all: String = (0..5000).map(|number| format!("{number}\n")).collect();
+    let (one, two, three, four) = tokio::join!(app.get("/"), app.get("/"), app.get("/"), app.get("/"));
+    for reply in [one, two, three, four] {
+        assert!(reply.text() == all, "{} bytes of {}", reply.body.len(), all.len());
+    }
+    app.stop();
+}

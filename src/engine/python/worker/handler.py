@@ -129,9 +129,8 @@ class Call(Exchange):
             # A future takes no StopIteration; nothing else makes a difference to who reads the traceback.
             if isinstance(error, StopIteration):
                 error = RuntimeError(f"the handler raised {error!r}").with_traceback(error.__traceback__)
-            self.handler.threads.call(settle, done, None, error)
-        else:
-            self.handler.threads.call(settle, done, result, None)
+            return settle, done, None, error
+        return settle, done, result, None
 
     async def event_of(self, head):
         id, method, path, raw_path, query, version, scheme, headers, client, server, _ = head
@@ -208,7 +207,7 @@ class Call(Exchange):
                 variables = contextvars.copy_context() if self.variables is None else self.variables
                 while True:
                     done = loop.create_future()
-                    threads.run(variables, next_in_thread, generator, threads, done)
+                    threads.run(variables, next_in_thread, generator, done)
                     piece = await done
                     if piece is END:
                         break
@@ -247,13 +246,12 @@ class Message(Call):
 END = object()
 
 
-def next_in_thread(generator, threads, done):
+def next_in_thread(generator, done):
     try:
         piece = next(generator, END)
     except BaseException as error:
-        threads.call(settle, done, None, error)
-    else:
-        threads.call(settle, done, piece, None)
+        return settle, done, None, error
+    return settle, done, piece, None
 
 
 def settle(future, result, error):

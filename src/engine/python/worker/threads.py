@@ -16,7 +16,11 @@ class Threads:
 
     def run(self, context, work, *arguments):
         """Has a thread do `work` in an event's own context: the thread has had other events, and will have more."""
-        self.pool.submit(context.run, work, *arguments)
+        self.pool.submit(self.do, context, work, *arguments)
+
+    def do(self, context, work, *arguments):
+        """What `work` returns the loop calls once the context is left: the next thread may enter it then."""
+        self.call(*context.run(work, *arguments))
 
     def call(self, function, *arguments):
         """From a thread: has the loop call `function`, and doesn't wait."""

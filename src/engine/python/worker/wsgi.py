@@ -122,7 +122,7 @@ class Call:
                 sys.stderr.write(text)
             last = exchange.fail, last_line(error), text
         # One call, and the loop is woken once.
-        self.threads.call(finish, exchange, *last)
+        return (finish, exchange, *last)
 
     def call(self):
         """Calls the application and sends its reply; what remains to be done for that is returned."""

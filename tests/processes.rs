@@ -2,6 +2,7 @@
 //! programs that serve HTTP themselves.
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -203,6 +204,42 @@ export function handler() {
     let app = slow.start("workers = 1\nmax_requests = 1");
     assert_eq!(app.get("/").await.text(), "0 1 2 3 4 5 6 7 8 9 10 11 12 ");
     app.stop();
+}
+
+#[tokio::test]
+async fn one_that_is_being_replaced_shuts_down_in_time_when_all_is_to_end() {
+    let streaming = Kind {
+        file: "main.py",
+        content: r#"
+import asyncio
+
+events = []
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        print("shut down after", events)
+        return await send({"type": "lifespan.shutdown.complete"})
+    events.append(scope["path"])
+    tasks = len(asyncio.all_tasks())
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+    # One more is the worker's own, that waits for the last event.
+    while len(asyncio.all_tasks()) == tasks:
+        await asyncio.sleep(0.01)
+    print("told to end")
+    await asyncio.sleep(1000)
+"#,
+    };
+    let app = streaming.start("workers = 1\nmax_requests = 1");
+    let mut client = std::net::TcpStream::connect(&app.served.address).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    app.served.wait_for("#1 | told to end");
+    let output = app.served.stop();
+    assert!(output.contains("shut down after ['/']"), "{output}");
+    assert!(!output.contains("does not end"), "{output}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -89,8 +89,6 @@ struct Worker {
     left: Option<AtomicI64>,
     /// It has been replaced, and is to end once its events have.
     replaced: CancellationToken,
-    /// It is told once: a program may take a second time as a sign of haste.
-    told_to_stop: Once,
 }
 
 #[derive(Clone, Copy)]
@@ -330,7 +328,6 @@ impl Pool {
             stuck: CancellationToken::new(),
             left: self.share().map(AtomicI64::new),
             replaced: CancellationToken::new(),
-            told_to_stop: Once::new(),
         });
         {
             let mut state = self.state.lock();
@@ -536,11 +533,10 @@ impl State {
 }
 
 impl Worker {
-    /// It is to finish its events, and then to end.
+    /// It is to finish its events, and then to end. Told again, it has no more than the time it is told then.
     fn ask_to_stop(&self, events_last: Duration) {
         let milliseconds = u32::try_from(events_last.as_millis()).unwrap_or(u32::MAX);
-        self.told_to_stop
-            .call_once(|| self.channel.tell(Kind::Stop, &milliseconds.to_le_bytes()));
+        self.channel.tell(Kind::Stop, &milliseconds.to_le_bytes());
     }
 
     /// Whether it may get events. One that blocked may again once it has been heard: it has been asked, and answers when it

@@ -33,8 +33,9 @@
     });
   }
 
-  /** The host wants an end: it comes with that of the last event. */
+  /** The host wants an end: it comes with that of the last event. A program may take a second SIGTERM as a sign of haste. */
   function stop() {
+    if (isStopping) return;
     isStopping = true;
     leaveIfIdle();
   }

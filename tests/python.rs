@@ -393,6 +393,12 @@ async fn an_application_is_found_by_what_it_is_or_by_what_makes_it() {
     let class = "class Web:\n    def __call__(self, environ, start_response):\n        start_response('200 OK', [])\n        \
                  return [b'hello']\n";
     let factory = "def create_app(settings=None, testing=False):\n    return Web()\n";
+    // As FastAPI's is made of Starlette's.
+    let router =
+        "class Router(Web):\n    __call__ = Web.__call__\nclass APIRouter(Router):\n    pass\nrouter = APIRouter()\n";
+    let router = format!("{router}{factory}");
+    let odd = "class Odd:\n    def __call__(self, one, start_response, *, three):\n        pass\nodd = Odd()\n";
+    let odd = format!("{odd}{factory}");
     for (rest, entrypoint, found) in [
         ("shop = Web()\nsame = shop\n", None, "`shop` is a WSGI application"),
         (factory, None, "`create_app()` is a WSGI application"),
@@ -402,6 +408,8 @@ async fn an_application_is_found_by_what_it_is_or_by_what_makes_it() {
             Some("main:made()"),
             "`made()` is a WSGI application",
         ),
+        (router.as_str(), None, "`create_app()` is a WSGI application"),
+        (odd.as_str(), None, "`create_app()` is a WSGI application"),
     ] {
         let folder = folder_with("main.py", format!("{class}{rest}"));
         let arguments: Vec<&str> = entrypoint.iter().flat_map(|named| ["--entrypoint", named]).collect();

@@ -1,8 +1,8 @@
 //! The workers of one component: which of them gets an event, when one more is started, and what happens when one ends.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;

@@ -14,6 +14,8 @@ from .report import Refused
 # Where a program is looked for that nobody has named.
 CANDIDATES = ("app", "application", "asgi", "wsgi", "api", "handler", "handle")
 HANDLERS = ("handler", "handle")
+# Classes of what is a part of an application, though it is called as one: Starlette's, and those that are made of them.
+PARTS = ("Router", "BaseRoute", "StaticFiles")
 # Functions that make the program's object, by the names that Flask's own server knows them by.
 FACTORIES = ("create_app", "make_app")
 
@@ -112,7 +114,8 @@ def find(load):
         if kind is not None:
             return name, target, kind
         unfit.append(f"{name!r} {why_not}; ")
-    objects = {id(value): name for name, value in reversed(vars(module).items()) if is_application(value)}
+    objects = {id(value): name for name, value in reversed(vars(module).items())
+               if is_application(value) and look_at(name, value)[0] is not None}
     if len(objects) == 1:
         name, = objects.values()
         target = getattr(module, name)
@@ -127,7 +130,10 @@ def find(load):
 
 
 def is_application(value):
-    """Whether it is an object that is called as applications are, by the names of the parameters."""
+    """Whether it is an object that is called as applications are, by the names of the parameters, and no part of one."""
+    # Litestar's application derives from a `Router`, too, but from one that is not called itself.
+    if any(base.__name__ in PARTS and "__call__" in vars(base) for base in type(value).__mro__):
+        return False
     code = getattr(getattr(type(value), "__call__", None), "__code__", None)
     names = code.co_varnames[1:code.co_argcount] if code is not None else ()
     return names == ("scope", "receive", "send") or len(names) == 2 and names[1] == "start_response"

@@ -290,3 +290,13 @@ def handler(event, context):
     }
     app.stop();
 }
+
+#[tokio::test]
+async fn a_function_without_parameters_is_called_where_the_entrypoint_says_so() {
+    let folder = folder_with("main.py", "def handler():\n    print('called')\n    return 'hello'\n");
+    let running = Served::launch(folder.path(), &["--entrypoint", "main:handler"]);
+    running.wait_for("'handler' is a function that is called as handler()");
+    let (status, output) = running.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(!output.contains("| called"), "{output}");
+}

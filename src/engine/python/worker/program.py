@@ -100,7 +100,7 @@ def find(load):
                 raise Refused(f"the module {module_name!r} has no {attribute!r}; it has: {public(module)}")
             target = getattr(target, part)
         kind, why_not = look_at(parts[-1], target)
-        if is_factory(target) and (kind is None or parts[-1] in FACTORIES or attribute.endswith("()")):
+        if is_factory(target) and (parts[-1] in FACTORIES or attribute.endswith("()")):
             return made_by(attribute.removesuffix("()"), target)
         if kind is None:
             raise Refused(f"{attribute!r} {why_not}; what can be run is {SHAPES}. {OWN_SERVER}")

@@ -170,16 +170,48 @@ async fn a_piece_may_be_empty() {
 async fn a_generator_is_closed_when_its_client_has_gone() {
     let folder = folder_with(
         "main.py",
-        "import time\ndef handler(event, context):\n    def ticks():\n        try:\n            while True:\n                \
-         yield 'tick\\n'\n                time.sleep(0.01)\n        finally:\n            print('closed')\n    return ticks()\n",
+        "import contextvars, time\nSEEN = contextvars.ContextVar('seen')\ndef handler(event, context):\n    def ticks():\n        \
+         token = SEEN.set(1)\n        try:\n            while True:\n                \
+         yield 'tick\\n'\n                time.sleep(0.01)\n        finally:\n            \
+         SEEN.reset(token)\n            print('closed')\n    return ticks()\n",
     );
     let app = Served::start(folder.path(), &["--workers", "1"]);
     let mut client = std::net::TcpStream::connect(&app.address).unwrap();
     client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     client.read_exact(&mut [0; 100]).unwrap();
     drop(client);
-    app.wait_for("closed");
+    app.wait_for("#1 | closed");
     app.stop();
+}
+
+#[tokio::test]
+async fn a_generator_that_a_thread_is_in_is_closed_afterwards() {
+    let code = "\
+import asyncio, contextvars, time
+SEEN = contextvars.ContextVar('seen')
+def pieces(task):
+    token = SEEN.set(1)
+    try:
+        yield 'x' * 100
+        print('in it')
+        while not task.done():
+            time.sleep(0.01)
+        yield 'more'
+    finally:
+        SEEN.reset(token)
+        print('closed')
+async def handler(event, context):
+    return pieces(asyncio.current_task())
+";
+    let folder = folder_with("main.py", code);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let mut client = std::net::TcpStream::connect(&app.address).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    app.wait_for("#1 | in it");
+    drop(client);
+    app.wait_for("#1 | closed");
+    let output = app.stop();
+    assert!(!output.contains("Error"), "{output}");
 }
 
 /// A message's answer has no pieces, and may be as large as an event.

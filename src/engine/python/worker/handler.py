@@ -198,22 +198,30 @@ class Call(Exchange):
 
     async def send_pieces(self, generator):
         """Sends what a generator yields, as it yields it."""
+        variables = contextvars.copy_context() if self.variables is None else self.variables
+        done = None
         try:
             if inspect.isasyncgen(generator):
                 async for piece in generator:
                     await self.send_piece(piece)
             else:
                 loop, threads = self.worker.loop, self.handler.threads or Threads(self.worker.loop)
-                variables = contextvars.copy_context() if self.variables is None else self.variables
                 while True:
                     done = loop.create_future()
                     threads.run(variables, next_in_thread, generator, done)
-                    piece = await done
+                    # An event that is given up leaves the thread to its step.
+                    piece = await asyncio.shield(done)
                     if piece is END:
                         break
                     await self.send_piece(piece)
         finally:
-            await generator.aclose() if inspect.isasyncgen(generator) else generator.close()
+            if inspect.isasyncgen(generator):
+                await generator.aclose()
+            elif done is None or done.done():
+                variables.run(generator.close)
+            else:
+                # A thread is in it.
+                done.add_done_callback(lambda _: generator.close(), context=variables)
         self.send_end()
 
     async def send_piece(self, piece):

@@ -435,12 +435,26 @@ async fn an_application_is_found_by_what_it_is_or_by_what_makes_it() {
 
 #[tokio::test]
 async fn a_package_is_told_to_be_served_from_above() {
-    let folder = folder_with("main.py", "from .routes import app\n");
-    let running = Served::launch(folder.path(), &[]);
-    let name = folder.path().file_name().unwrap().to_str().unwrap();
-    let line = running.wait_for("attempted relative import with no known parent package");
-    assert!(line.contains(&format!("--entrypoint {name}.MODULE:NAME")), "{line}");
-    assert_eq!(running.end().0.code(), Some(1));
+    let above = tempfile::tempdir().unwrap();
+    for (name, slash, said) in [
+        ("shop", "", true),
+        ("shop", "/", true),
+        // No package can be called so.
+        ("shop-2", "", false),
+    ] {
+        let folder = above.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("main.py"), "from .routes import app\n").unwrap();
+        let running = Served::launch(format!("{}{slash}", folder.display()), &[]);
+        let line = running.wait_for("attempted relative import with no known parent package");
+        let advice = format!(
+            "`polyinit serve {} --entrypoint {name}.MODULE:NAME`",
+            above.path().display()
+        );
+        assert_eq!(line.contains(&advice), said, "{line}");
+        assert_eq!(line.contains("--entrypoint"), said, "{line}");
+        assert_eq!(running.end().0.code(), Some(1));
+    }
 }
 
 #[tokio::test]

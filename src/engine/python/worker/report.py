@@ -54,7 +54,9 @@ def last_line(error):
 def advice(error, root):
     """What to do about an import that failed in a program in `root`, to go on the message with; or nothing."""
     if isinstance(error, ImportError) and "with no known parent package" in str(error):
-        above, package = os.path.split(root)
+        above, package = os.path.split(root.rstrip("/"))
+        if not package.isidentifier():
+            return ""
         return f". Its folder is a package, which is found from the folder above it: `polyinit serve {above} " \
                f"--entrypoint {package}.MODULE:NAME`"
     name = isinstance(error, ModuleNotFoundError) and error.name

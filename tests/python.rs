@@ -465,7 +465,10 @@ async fn a_program_shuts_down_whatever_its_events_do() {
                 print('asked')\n    await asyncio.sleep(1000)\n";
     let wsgi = "import atexit, threading\natexit.register(print, 'shut down')\ndef app(environ, start_response):\n    \
                 print('asked')\n    threading.Event().wait()\n";
-    for source in [asgi, wsgi] {
+    let stubborn = "    while True:\n        try:\n            await asyncio.sleep(1000)\n        \
+                    except asyncio.CancelledError:\n            pass\n";
+    let stubborn = asgi.replace("    await asyncio.sleep(1000)\n", stubborn);
+    for source in [asgi, &stubborn, wsgi] {
         let folder = folder_with("main.py", source);
         let app = Served::start(folder.path(), &["--workers", "1"]);
         let mut client = std::net::TcpStream::connect(&app.address).unwrap();
@@ -476,6 +479,34 @@ async fn a_program_shuts_down_whatever_its_events_do() {
         assert!(output.contains("shut down"), "{output}");
         assert!(!output.contains("does not end"), "{output}");
     }
+}
+
+#[tokio::test]
+async fn a_program_shuts_down_when_its_cancelled_events_have_ended() {
+    let source = "\
+import asyncio
+async def app(scope, receive, send):
+    if scope['type'] == 'lifespan':
+        await receive()
+        await send({'type': 'lifespan.startup.complete'})
+        await receive()
+        print('shut down')
+        return await send({'type': 'lifespan.shutdown.complete'})
+    print('asked')
+    try:
+        await asyncio.sleep(1000)
+    finally:
+        await asyncio.sleep(0.3)
+        print('rolled back')
+";
+    let folder = folder_with("main.py", source);
+    let app = Served::start(folder.path(), &["--workers", "1"]);
+    let mut client = std::net::TcpStream::connect(&app.address).unwrap();
+    write!(client, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    app.wait_for("#1 | asked");
+    let output = app.stop();
+    let (_, after) = output.split_once("rolled back").unwrap_or_else(|| panic!("{output}"));
+    assert!(after.contains("shut down"), "{output}");
 }
 
 #[tokio::test]

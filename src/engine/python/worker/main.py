@@ -18,8 +18,8 @@ from .channel import (CANCEL, CONNECT, END, HEADER, LENGTH, LOAD, MESSAGE, PING,
                       TAKEN, Channel)
 from .report import Refused, advice, fault, last_line, own_traceback
 
-# What a cancelled event may take to end, in seconds, before it is not waited for any more.
-LAST_TURNS = 0.1
+# What cancelled events may take to end before they are not waited for any more, as a share of the time that they had.
+LAST_TURNS = 0.25
 
 
 class Worker:
@@ -46,7 +46,8 @@ class Worker:
         elif kind == PING:
             self.channel.write(PONG, 0)
         elif kind == STOP:
-            self.loop.call_later(LENGTH.unpack(payload)[0] / 1000, self.give_up)
+            seconds = LENGTH.unpack(payload)[0] / 1000
+            self.loop.call_later(seconds, self.give_up, seconds * LAST_TURNS)
             self.stop()
         else:
             exchange = self.exchanges.get(stream)
@@ -78,15 +79,18 @@ class Worker:
             self.stopping = True
             self.ending = self.loop.create_task(self.end())
 
-    def give_up(self):
+    def give_up(self, last_turns):
         """Events that are still under way have had their time: what is left is for the program to shut down in."""
         for exchange in list(self.exchanges.values()):
             task = getattr(exchange, "task", None)
             if task is not None:
+                # It may still have to roll back what it has begun, for which the program must not have shut down.
                 task.cancel()
+            else:
+                # One on a thread can't be cancelled.
+                self.forget(exchange)
         if self.idle is not None:
-            # One on a thread can't be cancelled.
-            self.loop.call_later(LAST_TURNS, asgi.settle, self.idle, None)
+            self.loop.call_later(last_turns, asgi.settle, self.idle, None)
 
     async def end(self):
         for exchange in list(self.exchanges.values()):

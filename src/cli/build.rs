@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::serve::Stop;
+use super::workspace::Interrupted;
 use super::{CommandError, say};
 use crate::program::build::Build;
 use crate::program::manifest;
@@ -55,7 +56,7 @@ impl BuildCommand {
             tokio::select! {
                 done = run(build) => done?,
                 // Dropped, it ends what it has started, which Ctrl-C does not reach by itself.
-                () = stop.asked() => return Err("interrupted before all was done".into()),
+                () = stop.asked() => return Err(Interrupted.into()),
             }
         }
         Ok(())

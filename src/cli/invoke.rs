@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 
 use super::serve::{GRACE, Stop};
 use super::start::{ProgramArguments, start};
+use super::workspace::Interrupted;
 use super::{CommandError, Ended, note};
 use crate::event::{Body, Event, Failure, Reply};
 use crate::report::{self, milliseconds};
@@ -97,7 +98,11 @@ impl Invoke {
         let event = self.event()?;
         let mut stop = Stop::listen()?;
         let began = Instant::now();
-        let mut opened = self.program.open_unless(&mut stop).await?;
+        let mut opened = self
+            .program
+            .open_unless(&mut stop)
+            .await
+            .map_err(Interrupted::ends_with(INTERRUPTED))?;
         let gateway = opened.gateway().await;
         let running = tokio::select! {
             running = start(opened.program.components.clone(), &opened.settings, None, |_| ()) => running?,

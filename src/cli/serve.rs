@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::Live;
 use super::start::{Opened, ProgramArguments, start};
 use super::watch::Watch;
+use super::workspace::Interrupted;
 use super::workspace::Workspace;
 use super::{CommandError, address, say, tell};
 use crate::console::Console;
@@ -125,7 +126,8 @@ impl Serve {
             Ok::<_, CommandError>((stop, opened))
         });
         runtime.shutdown_background();
-        let (stop, opened) = read?;
+        // To be stopped is what it is there for.
+        let (stop, opened) = read.map_err(Interrupted::ends_with(0))?;
         Ok(Ready {
             serve: self,
             listener,

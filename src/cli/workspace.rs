@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use tempfile::TempDir;
 
-use super::CommandError;
 use super::serve::Stop;
+use super::{CommandError, Ended};
 
 /// How often a folder is removed in which somebody may still be at work.
 const ATTEMPTS: usize = 10;
@@ -67,7 +67,22 @@ pub(super) async fn unless_stopped<T: Send + 'static>(
         () = stop.asked() => {
             abandon();
             workspace.abandon();
-            Err("interrupted before all was done".into())
+            Err(Interrupted.into())
+        }
+    }
+}
+
+/// Why a command came to nothing, where it was told to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted before all was done")]
+pub(super) struct Interrupted;
+
+impl Interrupted {
+    /// An error as it is, or the exit `code` of a command that has nothing to say of being interrupted.
+    pub(super) fn ends_with(code: u8) -> impl FnOnce(CommandError) -> CommandError {
+        move |error| match error.is::<Self>() {
+            true => Ended(code).into(),
+            false => error,
         }
     }
 }

@@ -14,15 +14,37 @@ const DESCRIPTION_LIMIT: u64 = 1 << 20;
 const SCRIPTS: [&str; 2] = ["start", "start:prod"];
 
 /// What of Node's options takes the next word for its value.
-const TAKES_WORD: [&str; 9] = [
+const TAKES_WORD: [&str; 31] = [
     "-C",
     "--conditions",
+    "--cpu-prof-dir",
+    "--cpu-prof-name",
+    "--diagnostic-dir",
+    "--disable-proto",
     "--disable-warning",
     "--dns-result-order",
     "--experimental-loader",
+    "--heap-prof-dir",
+    "--heapsnapshot-near-heap-limit",
+    "--heapsnapshot-signal",
+    "--icu-data-dir",
+    "--inspect-port",
     "--loader",
+    "--max-http-header-size",
+    "--network-family-autoselection-attempt-timeout",
+    "--openssl-config",
+    "--redirect-warnings",
+    "--report-dir",
+    "--report-directory",
+    "--report-filename",
+    "--report-signal",
+    "--secure-heap",
     "--title",
+    "--tls-cipher-list",
+    "--trace-event-categories",
+    "--trace-event-file-pattern",
     "--unhandled-rejections",
+    "--v8-pool-size",
     "--watch-path",
 ];
 
@@ -31,6 +53,9 @@ const DONE_BY_WORKER: [&str; 5] = ["-r", "--require", "--import", "--env-file", 
 
 /// With one of these it is no file that is run.
 const RUNS_NO_FILE: [&str; 8] = ["-e", "--eval", "-p", "--print", "-c", "--check", "--test", "--run"];
+
+/// Options of tsx itself, which Node does not know.
+const OF_TSX: [&str; 2] = ["--no-cache", "--tsconfig"];
 
 /// Options for whoever sits in front of it, and those that need to be there before the worker: left out.
 const LEFT_OUT: [&str; 5] = [
@@ -83,6 +108,9 @@ impl StartScript {
             _ => return None,
         }
         while let Some(option) = words.next_if(|word| word.starts_with('-')) {
+            if option == "--" {
+                break;
+            }
             start.take(option, &mut words)?;
         }
         start.file = words.next()?;
@@ -96,7 +124,7 @@ impl StartScript {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (&option[..], None),
         };
-        if RUNS_NO_FILE.contains(&name) {
+        if RUNS_NO_FILE.contains(&name) || OF_TSX.contains(&name) {
             return None;
         }
         if DONE_BY_WORKER.contains(&name) {
@@ -191,6 +219,11 @@ mod tests {
             ("env MODE=x node a.js", Some("a.js")),
             ("npx tsx src/a.ts", Some("src/a.ts")),
             ("tsx watch a.ts", None),
+            ("tsx --tsconfig t.json a.ts", None),
+            ("tsx --no-cache a.ts", None),
+            ("node --title x -- a.js --loud", Some("a.js")),
+            ("node --max-http-header-size 65536 a.js", Some("a.js")),
+            ("node --inspect-port 0 --heapsnapshot-signal SIGUSR2 a.js", Some("a.js")),
             ("node -e 1", None),
             ("node --test a.js", None),
             ("node", None),

@@ -13,6 +13,9 @@ const DESCRIPTION_LIMIT: u64 = 1 << 20;
 /// Where no script is called `start`, or its tool compiles first (`nest start`), this one is for what was compiled.
 const SCRIPTS: [&str; 2] = ["start", "start:prod"];
 
+/// They run the words behind them.
+const WRAPPERS: [&str; 4] = ["exec", "env", "cross-env", "npx"];
+
 /// What of Node's options takes the next word for its value.
 const TAKES_WORD: [&str; 31] = [
     "-C",
@@ -91,15 +94,17 @@ impl StartScript {
         }
         let mut words = words(script).into_iter().peekable();
         let mut start = Self::default();
-        while words
-            .next_if(|word| matches!(&word[..], "exec" | "env" | "cross-env" | "npx"))
-            .is_some()
-        {}
-        while let Some(word) = words.next_if(|word| is_assignment(word)) {
-            let (name, value) = word.split_once('=')?;
-            start.variables.push((name.to_owned(), value.to_owned()));
-        }
-        match &words.next()?[..] {
+        let program = loop {
+            match words.next()? {
+                word if is_assignment(&word) => {
+                    let (name, value) = word.split_once('=')?;
+                    start.variables.push((name.to_owned(), value.to_owned()));
+                }
+                word if !WRAPPERS.contains(&&word[..]) => break word,
+                _ => {}
+            }
+        };
+        match &program[..] {
             "node" => {}
             // Its own commands come where Node has the file.
             "tsx" if words.peek().is_some_and(|word| word != "watch") => {
@@ -218,6 +223,8 @@ mod tests {
             ("exec node dist", Some("dist")),
             ("env MODE=x node a.js", Some("a.js")),
             ("npx tsx src/a.ts", Some("src/a.ts")),
+            ("A=1 npx tsx src/a.ts", Some("src/a.ts")),
+            ("A=1 env B=2 exec node a.js", Some("a.js")),
             ("tsx watch a.ts", None),
             ("tsx --tsconfig t.json a.ts", None),
             ("tsx --no-cache a.ts", None),

@@ -1,6 +1,7 @@
 //! What `npm start` would run: `NAME=value node --option FILE word`. A script that is no such thing, or needs a shell, has
 //! nothing to say here.
 
+use std::mem::take;
 use std::path::Path;
 
 use serde::Serialize;
@@ -149,12 +150,16 @@ impl StartScript {
     pub fn take_node_options(&mut self) {
         let given = self.variables.iter().find(|(name, _)| name == "NODE_OPTIONS");
         let Some((_, given)) = given.cloned() else { return };
+        // Node does these first.
+        let (flags, options) = (take(&mut self.flags), take(&mut self.options));
         let mut words = words(&given).into_iter();
         while let Some(option) = words.next() {
             if self.take(option, &mut words).is_none() {
-                return;
+                break;
             }
         }
+        self.flags.extend(flags);
+        self.options.extend(options);
     }
 
     /// Whether something is loaded ahead of the program that may know how to load the program.
@@ -253,9 +258,11 @@ mod tests {
 
     #[test]
     fn options_may_stand_in_a_variable() {
-        let mut start = StartScript::parse("NODE_OPTIONS='--expose-gc --import ./a.mjs' node b.js").unwrap();
+        let mut start =
+            StartScript::parse("NODE_OPTIONS='--expose-gc -r ./a.js' node --title=x -r ./b.js c.js").unwrap();
         start.take_node_options();
-        assert_eq!(start.flags, ["--expose-gc"]);
+        assert_eq!(start.flags, ["--expose-gc", "--title=x"]);
+        assert_eq!(start.options, pairs(&[("-r", "./a.js"), ("-r", "./b.js")]));
         assert!(start.loads_ahead());
     }
 }

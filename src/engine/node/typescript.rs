@@ -63,7 +63,8 @@ fn begins_with_typescript(component: &Component, start: Option<&StartScript>) ->
     let Entrypoint::File(file) = &component.entrypoint else {
         return false;
     };
-    if let Some(start) = start {
+    // `node .` runs what the description names.
+    if let Some(start) = start.filter(|start| !matches!(&start.file[..], "." | "./")) {
         return is_typescript(&start.file);
     }
     let Some(description) = start_script::description(component) else {
@@ -94,6 +95,23 @@ fn is_typescript(file: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::EngineKind;
+
+    #[test]
+    fn a_start_script_may_leave_the_file_to_the_description() {
+        let folder = tempfile::tempdir().unwrap();
+        let begins = |main: &str, start: &str| {
+            let description = serde_json::json!({ "main": main, "scripts": { "start": start } });
+            std::fs::write(folder.path().join("package.json"), description.to_string()).unwrap();
+            let entrypoint = Entrypoint::File(".".into());
+            let component = Component::new("program", folder.path(), EngineKind::Node, entrypoint);
+            begins_with_typescript(&component, StartScript::of(&description).as_ref())
+        };
+        assert!(begins("src/a.ts", "node ."));
+        assert!(begins("a.js", "node src/a.ts"));
+        assert!(!begins("src/a.ts", "node a.js"));
+        assert!(!begins("a.js", "node ./"));
+    }
 
     #[test]
     fn knows_who_needs_the_flag() {

@@ -134,10 +134,19 @@ impl Language for Node {
         preamble
     }
 
+    fn variables(&self) -> Vec<(String, String)> {
+        let variables = self.start.iter().flat_map(|start| &start.variables);
+        // Its options are among the flags, less those that the worker does in the program's folder.
+        variables.filter(|(name, _)| name != "NODE_OPTIONS").cloned().collect()
+    }
+
     fn takes_warm(&self, component: &Component) -> bool {
-        // Node reads them, and its flags, once, when it starts.
-        let early = |name: &String| matches!(&name[..], "NODE_OPTIONS" | "NODE_EXTRA_CA_CERTS");
-        self.flags.is_empty() && !component.environment.keys().any(early)
+        let variables = self.variables();
+        let mut names = component
+            .environment
+            .keys()
+            .chain(variables.iter().map(|(name, _)| name));
+        self.flags.is_empty() && !names.any(|name| is_read_early(name))
     }
 
     fn last_part(&self) -> &'static str {
@@ -251,6 +260,12 @@ impl Language for Node {
             body: payload,
         })
     }
+}
+
+/// Whether Node, its libraries or the loader read that variable once, when it starts, as Node does with its flags.
+fn is_read_early(name: &str) -> bool {
+    const FAMILIES: [&str; 6] = ["NODE_", "UV_", "OPENSSL_", "SSL_CERT_", "LD_", "MALLOC_"];
+    name != "NODE_ENV" && FAMILIES.iter().any(|family| name.starts_with(family))
 }
 
 /// Appends bytes as a JSON string of the characters U+0000 to U+00FF, which is how the Fetch standard has header values.

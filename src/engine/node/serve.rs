@@ -82,6 +82,7 @@ impl Start for Server {
 pub async fn prepare(component: &Component, settings: &Settings) -> Result<(Arc<dyn Language>, Lookout), StartError> {
     let mut start = start_script::description(component).and_then(|description| StartScript::of(&description));
     if let Some(start) = &mut start {
+        start.lead_from(component);
         let given = process::environment(component, settings);
         if !given.iter().any(|(name, _)| name == "NODE_OPTIONS") {
             start.take_node_options();

@@ -146,6 +146,21 @@ impl StartScript {
         Some(())
     }
 
+    /// Has the file that Node itself reads before it is in the folder of `component` be named so that it is found.
+    pub fn lead_from(&mut self, component: &Component) {
+        let Entrypoint::File(folder) = &component.entrypoint else {
+            return;
+        };
+        let files = self
+            .variables
+            .iter_mut()
+            .filter(|(name, _)| name == "NODE_EXTRA_CA_CERTS");
+        for (_, file) in files {
+            let path = component.root.join(folder).join(&file);
+            *file = path.to_string_lossy().into_owned();
+        }
+    }
+
     /// Adds what its `NODE_OPTIONS` are: as a variable they would come too late for the process itself.
     pub fn take_node_options(&mut self) {
         let given = self.variables.iter().find(|(name, _)| name == "NODE_OPTIONS");

@@ -301,6 +301,31 @@ async fn node_is_told_what_the_script_tells_it() {
 }
 
 #[tokio::test]
+async fn variables_of_the_script_are_there_when_node_starts() {
+    let first = "const first = require('fs').readFileSync('/proc/self/environ', 'latin1').split('\\0');
+        const found = first.filter((line) => /^(UV_|NODE_EXTRA|MODE=)/.test(line)).sort();
+        module.exports = { fetch: () => new Response(found.join()) }";
+    let start = "UV_THREADPOOL_SIZE=2 NODE_EXTRA_CA_CERTS=ca.pem MODE=script node a.js";
+    let package = serde_json::json!({ "scripts": { "start": start } }).to_string();
+    let mut program = Program::new(&[("a.js", first), ("package.json", &package), ("ca.pem", "")]);
+    program.component.entrypoint = Entrypoint::File(".".into());
+    let own = [("MODE".to_owned(), "own".to_owned())];
+    program.component.environment.extend(own);
+    super::warm_up(&program.settings.warm, &program.settings);
+    until("one is warm", || {
+        format!("{:?}", program.settings.warm).contains("Node")
+    })
+    .await;
+    let found = text(get(&program.start().await, "/").await).await;
+    let certificates = program.file("./ca.pem");
+    let expected = format!(
+        "MODE=own,NODE_EXTRA_CA_CERTS={},UV_THREADPOOL_SIZE=2",
+        certificates.display()
+    );
+    assert_eq!(found, expected);
+}
+
+#[tokio::test]
 async fn the_request_is_the_standards_own() {
     let (engine, _program) = start(
         r#"

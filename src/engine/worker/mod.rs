@@ -43,6 +43,11 @@ pub trait Language: Send + Sync + 'static {
     /// What the interpreter reads off the channel before the first frame: the worker itself.
     fn preamble(&self) -> Vec<u8>;
 
+    /// Variables that the interpreter has from its first moment, where the component's environment has none of the name.
+    fn variables(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// Whether an interpreter that was started ahead will do for this component.
     fn takes_warm(&self, _component: &Component) -> bool {
         true

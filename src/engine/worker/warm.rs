@@ -122,7 +122,10 @@ impl Interpreter {
             warm.ahead = true;
             return Ok(warm);
         }
-        let environment = process::environment(component, settings);
+        let mut environment = process::environment(component, settings);
+        let mut more = language.variables();
+        more.retain(|(name, _)| environment.iter().all(|(there, _)| there != name));
+        environment.extend(more);
         Self::start(language, &component.name, environment, confinement).await
     }
 }

@@ -263,6 +263,17 @@ async fn a_package_begins_where_it_says() {
     ]);
     program.component.entrypoint = Entrypoint::File(".".into());
     assert_eq!(text(get(&program.start().await, "/").await).await, "b.mjs");
+    let mut program = Program::new(&[("index.mjs", ""), ("server.mjs", module), ("package.json", "{}")]);
+    program.component.entrypoint = Entrypoint::File(".".into());
+    assert_eq!(text(get(&program.start().await, "/").await).await, "server.mjs");
+    let package = r#"{ "scripts": { "start": "node dist/missing.js" } }"#;
+    let mut program = Program::new(&[("package.json", package)]);
+    program.component.entrypoint = Entrypoint::File(".".into());
+    let error = program.fail().await;
+    assert!(
+        error.message.ends_with("under scripts.start; there is: package.json"),
+        "{error}"
+    );
     let package = r#"{ "scripts": { "start": "next start" } }"#;
     let mut program = Program::new(&[("package.json", package)]);
     program.component.entrypoint = Entrypoint::File(".".into());

@@ -90,13 +90,13 @@
       const { main } = description;
       const sources = typeof main === "string" && /\.[cm]?ts$/.test(main) ? [main] : [];
       // Where no script says how to start, npm runs server.js.
-      const usual = ["index", "server", "main", "app"].flatMap((name) => ["mjs", "js", "cjs"].map((ending) => `${name}.${ending}`));
+      const usual = ["server", "index", "main", "app"].flatMap((name) => ["mjs", "js", "cjs"].map((ending) => `${name}.${ending}`));
       const { bin } = description;
       const commands = (typeof bin === "string" ? [bin] : Object.values(bin ?? {})).filter((name) => typeof name === "string").slice(0, 1);
       const there = [...sources, ...(start.file ? [] : [...usual, ...BUILT, ...commands])].find((name) => fs.existsSync(path.join(entry, name)));
       if (there !== undefined) return { ...found, file: path.join(entry, there) };
       const files = fs.readdirSync(entry).filter((name) => !name.startsWith(".")).slice(0, 20);
-      throw new Refused(`package.json names no file that is there as "main" or "exports", nor as "node FILE" under scripts.start${withShell(description.scripts?.start)}; there is: ${files.join(", ")}`);
+      throw new Refused(`package.json names no file that is there as "main" or "exports", nor as "node FILE" under scripts.start${start.file ? "" : withShell(description.scripts?.start)}; there is: ${files.join(", ")}`);
     }
   }
 

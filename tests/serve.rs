@@ -325,4 +325,21 @@ fn temporary_files_are_removed_with_the_one_who_needed_them() {
         let socket = path(&folder.path().join("v.sock"));
         ends(&["guest", "--socket", &socket], "ready after", signal);
     }
+    // Nor is anything left of what was still being unpacked.
+    let mut many = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for number in 0..20_000 {
+        let options = zip::write::SimpleFileOptions::default();
+        many.start_file(format!("{number}/main.py"), options).unwrap();
+    }
+    let zip = folder.path().join("many.zip");
+    std::fs::write(&zip, many.finish().unwrap().into_inner()).unwrap();
+    for _ in 0..20 {
+        let left = || std::fs::read_dir(temporary.path()).unwrap().count();
+        let mut running = crate::support::Running::start_under(&starter, &["inspect", &path(&zip)]);
+        running.wait_until(|_| left() > 0);
+        running.signal(Signal::SIGTERM);
+        let (status, output) = running.end();
+        assert_eq!(status.code(), Some(1), "{output}");
+        assert_eq!(left(), 0, "{output}");
+    }
 }

@@ -158,18 +158,28 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(target: &'a Path) -> Result<Self, ArchiveError> {
-        let writer = Self {
+        let path = target.to_owned();
+        fs::create_dir_all(target).map_err(|error| ArchiveError::Write { path, error })?;
+        Ok(Self {
             target,
             left: UNPACKED_LIMIT,
-        };
-        writer.folder(Path::new(""))?;
-        Ok(writer)
+        })
     }
 
+    /// Makes the folder, but not the target: whoever has removed that meanwhile wants nothing of it any more.
     fn folder(&self, name: &Path) -> Result<(), ArchiveError> {
-        let path = self.target.join(name);
         self.no_link_on_the_way(name)?;
-        fs::create_dir_all(&path).map_err(|error| ArchiveError::Write { path, error })
+        let mut path = self.target.to_owned();
+        for part in name {
+            path.push(part);
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => {
+                    return Err(ArchiveError::Write { path, error });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn file(&mut self, name: &Path, content: &mut impl Read, mode: u32) -> Result<(), ArchiveError> {
@@ -279,6 +289,21 @@ mod tests {
             let error = unzip(zip_of(&[("link", link), (through, "bad")]), target.path()).unwrap_err();
             assert!(matches!(error, ArchiveError::Outside(_)), "{link}: {error}");
         }
+    }
+
+    #[test]
+    fn a_folder_that_was_removed_is_not_made_again() {
+        let target = tempfile::tempdir().unwrap();
+        let root = target.path().join("root");
+        let mut writer = Writer::new(&root).unwrap();
+        writer.folder(Path::new("a/b")).unwrap();
+        writer.folder(Path::new("a")).unwrap();
+        writer.file(Path::new("c"), &mut io::empty(), 0o644).unwrap();
+        assert!(writer.folder(Path::new("c")).is_err());
+        fs::remove_dir_all(&root).unwrap();
+        assert!(writer.folder(Path::new("a/b")).is_err());
+        assert!(writer.file(Path::new("c"), &mut io::empty(), 0o644).is_err());
+        assert!(!root.exists());
     }
 
     #[test]

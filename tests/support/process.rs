@@ -101,6 +101,17 @@ impl Running {
         }
     }
 
+    /// Waits until that is so.
+    pub fn wait_until(&mut self, is_so: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(self) {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "it ended before:\n{}", self.output());
+            assert!(Instant::now() < deadline, "it does not come so far:\n{}", self.output());
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }

@@ -2,6 +2,7 @@
 //! can be ended with it. mmdebstrap itself passes over SIGTERM, for its children to end first.
 
 use std::io;
+use std::mem::replace;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::thread::sleep;
@@ -14,24 +15,45 @@ use parking_lot::Mutex;
 /// What they have between SIGTERM and SIGKILL, to remove what is half done.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The one that is at work.
-static GROUP: Mutex<Option<Pid>> = Mutex::new(None);
+static AT: Mutex<At> = Mutex::new(At::Nothing);
+
+/// What is at work.
+enum At {
+    Nothing,
+    /// The group of this leader.
+    Work(Pid),
+    /// Nothing, and nothing more is to be.
+    Over,
+}
 
 /// Starts `command` and has `work` see to it until it has ended.
 ///
 /// # Errors
-/// It can't be started.
+/// It can't be started, or nothing is any more, after [`abandon`].
 pub fn with<T>(command: &mut Command, work: impl FnOnce(Child) -> io::Result<T>) -> io::Result<T> {
-    let child = command.process_group(0).spawn()?;
-    *GROUP.lock() = i32::try_from(child.id()).ok().map(Pid::from_raw);
+    let child = {
+        // Held while it is started: it must not be missed by who is to end it.
+        let mut at = AT.lock();
+        if matches!(*at, At::Over) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let child = command.process_group(0).spawn()?;
+        *at = At::Work(Pid::from_raw(child.id().cast_signed()));
+        child
+    };
     let done = work(child);
-    *GROUP.lock() = None;
+    let mut at = AT.lock();
+    if matches!(*at, At::Work(_)) {
+        *at = At::Nothing;
+    }
     done
 }
 
-/// Ends the one that is at work, for a process that is to end now.
+/// Ends the one that is at work, for a process that is to end now, and has none begin.
 pub fn abandon() {
-    let Some(group) = *GROUP.lock() else { return };
+    let At::Work(group) = replace(&mut *AT.lock(), At::Over) else {
+        return;
+    };
     let deadline = Instant::now() + GRACE;
     let _ = killpg(group, Signal::SIGTERM);
     // An error means that none of the group is left.

@@ -332,6 +332,11 @@ impl Drop for Process {
 }
 
 impl Exit {
+    /// Its status, where it ended of itself.
+    pub fn code(self) -> Option<i32> {
+        self.status.code()
+    }
+
     /// Whether the program ended of itself and with status 0.
     pub fn success(self) -> bool {
         self.status.success()

@@ -135,16 +135,27 @@ impl Lookout {
         })
     }
 
-    /// Returns when `process`, which people know as `name`, listens. `advice` is for a program that ends instead.
+    /// Returns when `process`, which people know as `name`, listens. `advice` is for a program that ends instead, with its
+    /// status.
     ///
     /// # Errors
     /// It ends before, or does not listen in time.
-    pub async fn wait(self, mut process: Process, name: &str, advice: &str) -> Result<Listening, StartError> {
+    pub async fn wait(
+        self,
+        mut process: Process,
+        name: &str,
+        advice: impl FnOnce(Option<i32>) -> &'static str,
+    ) -> Result<Listening, StartError> {
         let leader = process.leader();
         let found = tokio::select! {
             found = tokio::time::timeout_at(self.deadline, self.look(leader, name)) => found,
-            exit = exit_of(&mut process) => {
+            exit = process.ended() => {
                 let ports = &self.ports;
+                let advice = advice(exit.as_ref().ok().and_then(|exit| exit.code()));
+                let exit = match exit {
+                    Ok(exit) => exit.to_string(),
+                    Err(error) => format!("ended, nobody can tell how ({error}),"),
+                };
                 return Err(StartError::new(format!("{name} {exit} before it listened on {ports}; {advice}"))
                     .with_traceback(process.last_words().await));
             }
@@ -263,11 +274,10 @@ impl ExecutableFile {
         let began = Instant::now();
         let process = launch.start().await.map_err(|error| self.not_started(&name, &error))?;
         let spawned = Instant::now();
-        // The C library has given what the kernel refuses to a shell by then.
-        let advice = if is_for_another_machine(&self.file) {
-            "it is made for another kind of machine"
-        } else {
-            "it has to stay in the foreground and serve HTTP there"
+        // The C library has given what the kernel refuses to a shell by then, which ends with one of these.
+        let advice = |status| match status {
+            Some(2 | 126 | 127) if is_for_another_machine(&self.file) => "it is made for another kind of machine",
+            _ => "it has to stay in the foreground and serve HTTP there",
         };
         let mut listening = lookout.wait(process, &name, advice).await?;
         listening.start = Took::of([("spawn", spawned - began), ("listen", spawned.elapsed())]);
@@ -365,12 +375,4 @@ fn start_of<const LENGTH: usize>(file: &Path) -> Option<[u8; LENGTH]> {
     file.take(LENGTH as u64).read_to_end(&mut start).ok()?;
     start.resize(LENGTH, 0);
     start.try_into().ok()
-}
-
-/// How the program ended, as a part of a sentence.
-async fn exit_of(process: &mut Process) -> String {
-    match process.ended().await {
-        Ok(exit) => exit.to_string(),
-        Err(error) => format!("ended, nobody can tell how ({error}),"),
-    }
 }

@@ -652,6 +652,10 @@ async fn what_cannot_be_started() {
         error.message.ends_with("it is made for another kind of machine"),
         "{error}"
     );
+    // The shell that is given this one ends with 3, as if it had run.
+    let for_mips = "\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x08\0\nexit 3\n";
+    let error = Program::new(for_mips).fail().await;
+    assert!(error.message.ends_with("serve HTTP there"), "{error}");
     program.component.entrypoint = Entrypoint::File("absent".into());
     assert!(program.fail().await.message.contains("absent: No such file"));
     program.component.entrypoint = Entrypoint::File(".".into());

@@ -62,7 +62,7 @@ impl Server {
             }),
             None => {
                 lookout
-                    .wait(process, &format!("{}: it", self.component.name), ADVICE)
+                    .wait(process, &format!("{}: it", self.component.name), |_| ADVICE)
                     .await
             }
         }

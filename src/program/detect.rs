@@ -309,13 +309,22 @@ impl Finder<'_> {
         if let Some(file) = first(&EXECUTABLE).or_else(|| first(&TYPESCRIPT)) {
             return self.file(&file);
         }
+        // Not what Python loads.
+        let is_program = |file: &&&PathBuf| file.extension().is_none_or(|extension| extension != "so");
+        let compiled = of_kind(&[FileKind::Elf]);
+        if let [file] = compiled.iter().filter(is_program).collect::<Vec<_>>()[..] {
+            return self.file(file);
+        }
+        let is_site = self.root.join("index.html").is_file();
+        // Beside a site's pages such a folder may hold anything.
+        let is_meant = |name: &&str| !is_site || !name.starts_with("app/");
         let is_filled = |name: &&str| {
             self.root
                 .join(name)
                 .metadata()
                 .is_ok_and(|file| file.is_file() && file.len() > 0)
         };
-        if let Some(file) = PYTHON_BESIDES.into_iter().find(is_filled) {
+        if let Some(file) = PYTHON_BESIDES.into_iter().filter(is_meant).find(is_filled) {
             return self.file(Path::new(file));
         }
         if let [file] = of_kind(&[FileKind::Elf, FileKind::Script])[..] {
@@ -330,7 +339,7 @@ impl Finder<'_> {
         {
             return self.file(file);
         }
-        if self.root.join("index.html").is_file() {
+        if is_site {
             let why = "index.html is there".to_owned();
             return Ok(self.component(EngineKind::Static, Entrypoint::File(PathBuf::from(".")), why));
         }
@@ -576,6 +585,28 @@ mod tests {
         // Who says how it is to be run is asked first.
         assert_eq!(begins(files), "start.sh");
         assert_eq!(begins(&[("__main__.py", b"0"), ("web.py", b"0")]), "web");
+    }
+
+    #[test]
+    fn what_may_be_beside_another_program_is_not_taken_for_it() {
+        let engine = |files: &[(&str, &[u8])]| found(files, Hint::default()).unwrap().0;
+        let elf = b"\x7fELF\x02\x01\x01";
+        assert_eq!(
+            engine(&[("myserver", elf), ("wsgi.py", b"app = 0")]),
+            EngineKind::Executable
+        );
+        assert_eq!(
+            engine(&[("_fast.so", elf), ("wsgi.py", b"app = 0")]),
+            EngineKind::Python
+        );
+        assert_eq!(
+            engine(&[("index.html", b"hello"), ("app/__init__.py", b"app = 0")]),
+            EngineKind::Static
+        );
+        assert_eq!(
+            engine(&[("index.html", b"hello"), ("wsgi.py", b"app = 0")]),
+            EngineKind::Python
+        );
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl Build {
         let epoch = epoch(&recipe)?;
         // A place that can't be written to is told now. It is made for good only when there is something to write: a
         // build that is interrupted before leaves nothing there.
-        let inputs = self.inputs(&recipe);
+        let inputs = self.inputs(&recipe, &init);
         for output in &self.outputs {
             let there = output.path.canonicalize();
             if there.is_ok_and(|there| inputs.iter().any(|input| there.starts_with(input))) {
@@ -218,24 +218,20 @@ impl Build {
     }
 
     /// The files and folders that the image is made of.
-    fn inputs(&self, recipe: &Recipe) -> Vec<PathBuf> {
+    fn inputs(&self, recipe: &Recipe, init: &InitBinary) -> Vec<PathBuf> {
         let base = match &recipe.base {
             Base::Folder(base) | Base::Oci(base) => Some(base.path.get_ref()),
             Base::Debian(_) | Base::None => None,
         };
         let list = recipe.python.as_ref().map(|python| python.requirements.get_ref());
         let named = base.into_iter().chain(list).map(|path| recipe.folder.join(path));
-        let init = self.init.clone().or_else(|| std::env::current_exe().ok());
-        let others = [Some(self.recipe_file()), recipe.files(), init];
+        let others = [
+            Some(recipe::file_at(&self.recipe)),
+            recipe.files(),
+            Some(init.path.clone()),
+        ];
         let all = named.chain(others.into_iter().flatten());
         all.filter_map(|path| path.canonicalize().ok()).collect()
-    }
-
-    fn recipe_file(&self) -> PathBuf {
-        match self.recipe.is_dir() {
-            true => self.recipe.join(FILE_NAME),
-            false => self.recipe.clone(),
-        }
     }
 
     /// What the image starts from, and the environment that comes with it.

@@ -142,16 +142,20 @@ pub enum RecipeError {
     Mistake(Box<Mistake>),
 }
 
+/// The file of the recipe at `path`.
+pub fn file_at(path: &Path) -> PathBuf {
+    match path.is_dir() {
+        true => path.join(FILE_NAME),
+        false => path.to_path_buf(),
+    }
+}
+
 /// Reads and checks the recipe at `path`: the folder, or the file in it.
 ///
 /// # Errors
 /// Every reason for which the recipe can not be followed that can be told before the first step is done.
 pub fn read(path: &Path) -> Result<Recipe, RecipeError> {
-    let file = if path.is_dir() {
-        path.join(FILE_NAME)
-    } else {
-        path.to_path_buf()
-    };
+    let file = file_at(path);
     let read_error = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::NotFound => RecipeError::Missing {
             path: path.to_path_buf(),

@@ -161,7 +161,7 @@ async fn live_in_machine(options: MachineOptions) -> io::Result<()> {
         limits,
         options.http,
         &settings,
-        None,
+        Asked::listen(None)?,
     )
     .await
 }
@@ -256,7 +256,8 @@ pub struct Options {
 /// # Errors
 /// Where the socket can't be listened on, or there is no place for the folder.
 pub async fn live_in_folder(options: Options) -> io::Result<()> {
-    let hangup = crate::cli::hangup()?;
+    // Before there is something to remove.
+    let asked = Asked::listen(crate::cli::hangup()?)?;
     let folder = tempfile::Builder::new().prefix("polyinit-").tempdir()?;
     let place = Place::Folder {
         root: folder.path().to_owned(),
@@ -295,13 +296,34 @@ pub async fn live_in_folder(options: Options) -> io::Result<()> {
         }
     };
     let guest = Guest::new(place, settings.clone()).with_shell(options.shell);
-    let lived = live(listener, ready, guest, options.limits, options.http, &settings, hangup).await;
+    let lived = live(listener, ready, guest, options.limits, options.http, &settings, asked).await;
     let _ = std::fs::remove_file(&options.socket);
     lived
 }
 
+/// The signals that ask a guest to end.
+struct Asked {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    /// The power is failing, or a container's manager wants it off.
+    power: tokio::signal::unix::Signal,
+    /// Its terminal is gone, where it has one.
+    hangup: Option<tokio::signal::unix::Signal>,
+}
+
+impl Asked {
+    fn listen(hangup: Option<tokio::signal::unix::Signal>) -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            power: signal(SignalKind::from_raw(Signal::SIGPWR as i32))?,
+            hangup,
+        })
+    }
+}
+
 /// Ready, configure, serve, halt: what a guest does wherever it is. Its program is served at the addresses in `http`, too.
-/// It also ends with its terminal, where it has one.
+/// It ends when it is `asked` to as well.
 async fn live(
     listener: Listener,
     ready: impl Future<Output = io::Result<()>>,
@@ -309,11 +331,8 @@ async fn live(
     limits: Limits,
     http: Vec<SocketAddr>,
     settings: &Settings,
-    mut hangup: Option<tokio::signal::unix::Signal>,
+    mut asked: Asked,
 ) -> io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    // The power is failing, or a container's manager wants it off.
-    let mut power = signal(SignalKind::from_raw(Signal::SIGPWR as i32))?;
     let around = guest.around();
     let intake = Intake::new(guest, limits, around.clone());
     for address in http {
@@ -331,10 +350,10 @@ async fn live(
     crate::engine::warm_up(settings);
     tokio::select! {
         _ = serving => {}
-        _ = terminate.recv() => intake.halt().await,
-        _ = interrupt.recv() => intake.halt().await,
-        _ = power.recv() => intake.halt().await,
-        Some(()) = async { hangup.as_mut()?.recv().await } => intake.halt().await,
+        _ = asked.terminate.recv() => intake.halt().await,
+        _ = asked.interrupt.recv() => intake.halt().await,
+        _ = asked.power.recv() => intake.halt().await,
+        Some(()) = async { asked.hangup.as_mut()?.recv().await } => intake.halt().await,
     }
     report::stage("halted");
     Ok(())

@@ -324,6 +324,12 @@ fn temporary_files_are_removed_with_the_one_who_needed_them() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let socket = path(&folder.path().join("v.sock"));
         ends(&["guest", "--socket", &socket], "ready after", signal);
+        // Nor one that is just beginning.
+        let mut running = crate::support::Running::start_under(&starter, &["guest", "--socket", &socket]);
+        running.wait_until(|_| std::fs::read_dir(temporary.path()).unwrap().count() > 0);
+        running.signal(signal);
+        running.end();
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "{signal}");
     }
     // Nor is anything left of what was still being unpacked.
     let mut many = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));

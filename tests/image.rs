@@ -744,25 +744,22 @@ fn what_is_at_work_for_a_build_ends_with_it() {
     let script = "#!/bin/sh\ntrap : TERM\nsh -c 'echo $$ > pid; mv pid ready; exec sleep 1000'\nexit 1\n";
     fs::write(&python, script).expect("writes");
     fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
-    let paths = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("a PATH"));
-    let mut build = Command::new(env!("CARGO_BIN_EXE_polyinit"))
-        .args(["image", "build", "--init"])
-        .args([&init, &path, Path::new("-o"), &folder.path().join("image")])
-        .env("PATH", paths)
-        .current_dir(folder.path())
-        .spawn()
-        .expect("polyinit runs");
+    let place = folder.path().to_str().expect("UTF-8");
+    let paths = format!("PATH={place}:{}", std::env::var("PATH").expect("a PATH"));
+    let (init, path) = (init.to_str().expect("UTF-8"), path.to_str().expect("UTF-8"));
+    let mut build = crate::support::Running::start_under(
+        &["env", "-C", place, &paths],
+        &["image", "build", "--init", init, path, "-o", "image"],
+    );
     let ready = folder.path().join("ready");
-    while !ready.exists() {
-        std::thread::yield_now();
-    }
+    build.wait_until(|_| ready.exists());
     let child: i32 = fs::read_to_string(&ready)
         .expect("reads")
         .trim()
         .parse()
         .expect("a number");
-    let id = nix::unistd::Pid::from_raw(build.id() as i32);
-    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).expect("it is there");
-    assert_eq!(build.wait().expect("its end").code(), Some(1));
+    build.signal(nix::sys::signal::Signal::SIGTERM);
+    let (status, output) = build.end();
+    assert_eq!(status.code(), Some(1), "{output}");
     assert!(!Path::new(&format!("/proc/{child}")).exists(), "it is still at work");
 }

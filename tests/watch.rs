@@ -347,10 +347,8 @@ fn a_build_command_ends_with_the_build() {
         "polyinit.toml",
         "[components.a]\nsource = \"a.py\"\nbuild = \"exec sleep 1000\"\n",
     );
-    let build = crate::support::Running::start(&["build", folder.path().to_str().unwrap()]);
-    while build.children().is_empty() {
-        std::thread::yield_now();
-    }
+    let mut build = crate::support::Running::start(&["build", folder.path().to_str().unwrap()]);
+    build.wait_until(|build| !build.children().is_empty());
     build.signal(nix::sys::signal::Signal::SIGTERM);
     // It sees to it that nothing is left.
     let (status, output) = build.end();

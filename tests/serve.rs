@@ -339,13 +339,19 @@ fn temporary_files_are_removed_with_the_one_who_needed_them() {
     }
     let zip = folder.path().join("many.zip");
     std::fs::write(&zip, many.finish().unwrap().into_inner()).unwrap();
-    for _ in 0..20 {
+    let zip = path(&zip);
+    let commands = [
+        (&["inspect", &zip][..], 1),
+        (&["serve", &zip, "--listen", "127.0.0.1:0"], 0),
+        (&["invoke", &zip], 130),
+    ];
+    for (words, code) in commands.iter().cycle().take(21) {
         let left = || std::fs::read_dir(temporary.path()).unwrap().count();
-        let mut running = crate::support::Running::start_under(&starter, &["inspect", &path(&zip)]);
+        let mut running = crate::support::Running::start_under(&starter, words);
         running.wait_until(|_| left() > 0);
         running.signal(Signal::SIGTERM);
         let (status, output) = running.end();
-        assert_eq!(status.code(), Some(1), "{output}");
+        assert_eq!(status.code(), Some(*code), "{output}");
         assert_eq!(left(), 0, "{output}");
     }
 }

@@ -739,9 +739,9 @@ fn what_is_at_work_for_a_build_ends_with_it() {
         "base = \"none\"\n[python]\nrequirements = \"list\"\nversion = \"3.11\"\n",
     );
     fs::write(path.join("list"), "").expect("writes");
-    // In the place of pip: as mmdebstrap, it ends when its child has.
+    // In the place of pip: as mmdebstrap, it ends when its child has. What it leaves is removed, too.
     let python = folder.path().join("python3");
-    let script = "#!/bin/sh\ntrap : TERM\nsh -c 'echo $$ > pid; mv pid ready; exec sleep 1000'\nexit 1\n";
+    let script = "#!/bin/sh\ntrap : TERM\ntouch \"$TMPDIR/polyinit-pip\"\nsh -c 'echo $$ > pid; mv pid ready; exec sleep 1000'\nexit 1\n";
     fs::write(&python, script).expect("writes");
     fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
     let place = folder.path().to_str().expect("UTF-8");

@@ -103,7 +103,9 @@ fn pip(command: &str, python: &Python, list: &Path) -> Command {
     .args(["--no-deps", "--only-binary=:all:", "--implementation", "cp"])
     .args(["--python-version", python.version.get_ref()])
     .env("PIP_ROOT_USER_ACTION", "ignore")
-    .env("PYTHONDONTWRITEBYTECODE", "1");
+    .env("PYTHONDONTWRITEBYTECODE", "1")
+    // It removes none of what it has there when it is interrupted, and we do.
+    .env("TMPDIR", tempfile::env::temp_dir());
     for library in LIBRARIES {
         pip.args(["--platform", &format!("{library}_{}", std::env::consts::ARCH)]);
     }

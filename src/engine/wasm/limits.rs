@@ -140,6 +140,12 @@ pub(super) enum Refused {
     #[error("it asked for {} MiB of memory, and the guests of this machine have all that they may have, {} MiB", asked >> 20, total >> 20)]
     Machine { asked: usize, total: usize },
     #[error(
+        "it held {} MiB of headers, bodies and the like outside its memory, and may hold as much there as in it, {} MiB; it was \
+         left nothing of it. Have it hold fewer at a time, or allow it more memory",
+        held >> 20, limit >> 20
+    )]
+    OutsideOne { held: usize, limit: usize },
+    #[error(
         "it held {} MiB of headers, bodies and the like outside its memory, for which the guests of this machine have no more \
          room: {} MiB for that and their memories together; it was left nothing of it. Have it hold fewer at a time, or give \
          the machine more memory",
@@ -198,13 +204,17 @@ impl Limits {
     /// any more.
     pub(super) fn hold(&mut self, held: Held) -> bool {
         let (budget, before) = (self.budget, self.outside);
-        // To look costs more the more there is, so a guest that holds much is looked at less often.
+        // Of a guest that holds much, a little more matters less.
         self.unseen = LOOK_AFTER.max(held.bytes / 16 / GROWTH);
         let counted = Held {
             bytes: held.bytes.saturating_sub(budget.free()),
             files: held.files.saturating_sub(FREE_FILES),
         };
-        if budget.take(counted.bytes.saturating_sub(before.bytes)) {
+        if counted.bytes > self.limit {
+            let (held, limit) = (held.bytes, self.limit);
+            self.refused = Some(Refused::OutsideOne { held, limit });
+            self.overdrawn = true;
+        } else if budget.take(counted.bytes.saturating_sub(before.bytes)) {
             budget.give_back(before.bytes.saturating_sub(counted.bytes));
             self.outside.bytes = counted.bytes;
         } else {
@@ -381,20 +391,23 @@ mod tests {
     #[test]
     fn what_guests_hold_outside_counts_for_all_together() {
         let budget = budget(1 << 30);
+        let guest = || Limits::new(budget, usize::MAX);
         let held = |bytes, files| Held { bytes, files };
-        let mut first = Limits::new(budget, usize::MAX);
-        let mut second = Limits::new(budget, usize::MAX);
+        let mut first = guest();
         assert!(!first.is_due() && first.hold(held(100 << 10, FREE_FILES)));
         assert_eq!(budget.used.load(Ordering::Relaxed), 0, "a little is free");
-        assert!(first.hold(held(500 << 20, 400)));
-        assert!(!second.hold(held(500 << 20, 1)) && second.is_overdrawn());
-        assert!(matches!(second.refused(), Some(Refused::Outside { .. })));
-        let mut third = Limits::new(budget, usize::MAX);
-        assert!(!third.hold(held(0, 200)));
-        assert!(matches!(third.refused(), Some(Refused::Files { .. })));
+        assert!(first.hold(held(250 << 20, 200)));
+        let mut others = [guest(), guest()];
+        assert!(others.iter_mut().all(|other| other.hold(held(250 << 20, 100))));
+        let mut late = guest();
+        assert!(!late.hold(held(250 << 20, 1)) && late.is_overdrawn());
+        assert!(matches!(late.refused(), Some(Refused::Outside { .. })));
+        let mut open = guest();
+        assert!(!open.hold(held(0, 200)));
+        assert!(matches!(open.refused(), Some(Refused::Files { .. })));
         assert!(first.hold(held(1 << 20, 1)));
-        assert!(Limits::new(budget, usize::MAX).hold(held(500 << 20, 200)));
-        drop(first);
+        assert!(guest().hold(held(200 << 20, 200)));
+        drop((first, others));
         assert_eq!(budget.used.load(Ordering::Relaxed), 0);
         assert_eq!(budget.files_used.load(Ordering::Relaxed), 0);
     }
@@ -418,6 +431,17 @@ mod tests {
         }));
         assert!(guest.counts_outside() && guest.held() > 99 << 20);
         assert!(guest.hold(Held::default()) && !guest.counts_outside());
+    }
+
+    #[test]
+    fn a_guest_holds_no_more_outside_its_memory_than_in_it() {
+        let budget = budget(64 << 30);
+        let mut guest = Limits::new(budget, 64 << 20);
+        let held = |bytes| Held { bytes, files: 0 };
+        assert!(guest.hold(held(60 << 20)));
+        assert!(!guest.hold(held(80 << 20)) && guest.is_overdrawn());
+        assert!(matches!(guest.refused(), Some(Refused::OutsideOne { .. })));
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 
     #[test]

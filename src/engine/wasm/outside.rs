@@ -81,7 +81,7 @@ mod tests {
     use crate::engine::wasm::limits::{Budget, Refused};
 
     #[test]
-    fn headers_beyond_what_there_is_for_all_are_taken_away() {
+    fn headers_beyond_what_a_guest_may_hold_are_taken_away() {
         let budget = Box::leak(Box::new(Budget::of_machine(4 << 20, 1024)));
         let mut limits = Limits::new(budget, usize::MAX);
         let mut table = ResourceTable::new();
@@ -95,7 +95,7 @@ mod tests {
             account(&mut table, 0, &mut limits);
             assert_eq!(table.is_empty(), !kept);
         }
-        assert!(matches!(limits.refused(), Some(Refused::Outside { .. })));
+        assert!(matches!(limits.refused(), Some(Refused::OutsideOne { .. })));
         assert!(table.push(()).is_err());
     }
 }

@@ -48,9 +48,9 @@ pub(super) fn ended(
             let trap = trap.to_string();
             format!("the guest trapped: {}", trap.trim_start_matches("wasm trap: "))
         }
-        None if error.root_cause().is::<ResourceTableError>() && refused.is_none() => format!(
-            "the guest failed: {}. Streams, bodies, headers and open files count, each until the guest drops it; an instance with \
-             more memory may have more of them",
+        None if is_full(error) && refused.is_none() => format!(
+            "the guest failed: {}. Streams, bodies, headers and open files count, each until the guest drops it; an instance of \
+             less than 256 MiB may have fewer of them",
             error.root_cause()
         ),
         None => format!("the guest failed: {}", error.root_cause()),
@@ -63,6 +63,11 @@ pub(super) fn ended(
         log,
         backtrace.map(ToString::to_string),
     ))
+}
+
+/// Whether the guest holds all the resources that it may.
+fn is_full(error: &wasmtime::Error) -> bool {
+    matches!(error.root_cause().downcast_ref(), Some(ResourceTableError::Full))
 }
 
 /// What others have now there may be later.
@@ -129,6 +134,14 @@ mod tests {
         let log = Log::new(&"test".into(), EventId::NONE, "stderr");
         let told = broke_interface("é".repeat(1 << 20), &log);
         assert_eq!(told.message, "é".repeat(REASON_LIMIT / 2));
+    }
+
+    #[test]
+    fn what_counts_is_said_where_a_guest_may_hold_no_more() {
+        let log = Log::new(&"test".into(), EventId::NONE, "stderr");
+        let told = |error: ResourceTableError| ended(&error.into(), &log, None, None).unwrap_err().message;
+        assert!(told(ResourceTableError::Full).contains("each until the guest drops it"));
+        assert!(!told(ResourceTableError::HasChildren).contains("drops it"));
     }
 
     #[test]

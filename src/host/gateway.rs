@@ -18,7 +18,7 @@ use percent_encoding::percent_decode_str;
 use super::link::{Error as LinkError, Link};
 use crate::event::{Body, Event, Failure, FailureKind, Input, Reply};
 use crate::intake::Handler;
-use crate::program::archive;
+use crate::program::archive::{self, ArchiveError};
 use crate::wire::{EventAnswer, HttpAnswer, HttpScope, Scope};
 
 /// What is sent here with POST becomes a network message for the guest, its body the message's JSON text. On the
@@ -54,7 +54,8 @@ impl Output {
 
     fn put(&self, zip: Bytes) {
         let folder = self.0.lock();
-        match archive::unzip_without_links(Cursor::new(zip), &folder) {
+        let made = std::fs::create_dir_all(&*folder).map_err(ArchiveError::Read);
+        match made.and_then(|()| archive::unzip_without_links(Cursor::new(zip), &folder)) {
             Ok(()) => tracing::info!("what the program has left in /data is in {}", folder.display()),
             Err(error) => tracing::warn!("what the program has left in /data can't be unpacked: {error}"),
         }

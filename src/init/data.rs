@@ -46,6 +46,7 @@ impl Data {
     pub fn fill(&self, input: &[u8], is_volume: bool) -> Result<(), PlaceError> {
         self.is_volume.store(is_volume, Ordering::Relaxed);
         if !input.is_empty() {
+            std::fs::create_dir_all(&self.folder)?;
             archive::unzip(Cursor::new(input), &self.folder).map_err(|error| format!("input_data: {error}"))?;
         }
         *self.known.lock() = list(&self.folder);
@@ -142,6 +143,7 @@ mod tests {
                 assert!(changed(&data).is_empty());
                 fs::write(data.folder.join("out.txt"), "result").unwrap();
                 let copy = root.path().join("copy");
+                fs::create_dir(&copy).unwrap();
                 archive::unzip(Cursor::new(&changed(&data)[..]), &copy).unwrap();
                 assert!(copy.join("out.txt").exists() && !copy.join("volume").exists());
 
@@ -163,6 +165,7 @@ mod tests {
         assert!(data.changed().await.is_empty());
         fs::write(data.folder.join("out.txt"), "result").unwrap();
         let zip = data.changed().await;
+        fs::create_dir(root.path().join("copy")).unwrap();
         archive::unzip(Cursor::new(&zip[..]), &root.path().join("copy")).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("copy/out.txt")).unwrap(), "result");
         assert!(data.changed().await.is_empty());

@@ -159,6 +159,7 @@ impl Guest {
             Encoding::Squashfs => self.place.path("/opt/code"),
             Encoding::Zip => {
                 let root = self.place.path(if executable { "/opt/code" } else { "/opt" });
+                std::fs::create_dir_all(&root)?;
                 archive::unzip(Cursor::new(code), &root).map_err(|error| format!("code: {error}"))?;
                 root
             }

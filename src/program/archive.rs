@@ -30,7 +30,7 @@ pub enum ArchiveError {
     Read(#[from] io::Error),
 }
 
-/// Unpacks a zip into `target`, which is made if need be.
+/// Unpacks a zip into the folder `target`.
 ///
 /// # Errors
 /// [`ArchiveError`]; what was unpacked before stays.
@@ -51,7 +51,7 @@ fn unpack(archive: impl Read + Seek, target: &Path, links: bool) -> Result<(), A
     if archive.len() > ENTRY_LIMIT {
         return Err(ArchiveError::TooMany);
     }
-    let mut writer = Writer::new(target)?;
+    let mut writer = Writer::new(target);
     // Names first: an archive with one bad name leaves nothing behind.
     for name in archive.file_names() {
         inside(Path::new(&*name?))?;
@@ -75,14 +75,14 @@ fn unpack(archive: impl Read + Seek, target: &Path, links: bool) -> Result<(), A
     Ok(())
 }
 
-/// Unpacks a squashfs image into `target`: what a machine would mount, where there is no machine.
+/// Unpacks a squashfs image into the folder `target`: what a machine would mount, where there is no machine.
 ///
 /// # Errors
 /// [`ArchiveError`]; what was unpacked before stays.
 pub fn unsquash(image: File, target: &Path) -> Result<(), ArchiveError> {
     use backhand::InnerNode;
     let image = backhand::FilesystemReader::from_reader(BufReader::new(image))?;
-    let mut writer = Writer::new(target)?;
+    let mut writer = Writer::new(target);
     for (count, node) in image.files().enumerate() {
         if count > ENTRY_LIMIT {
             return Err(ArchiveError::TooMany);
@@ -157,19 +157,20 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(target: &'a Path) -> Result<Self, ArchiveError> {
-        let path = target.to_owned();
-        fs::create_dir_all(target).map_err(|error| ArchiveError::Write { path, error })?;
-        Ok(Self {
+    fn new(target: &'a Path) -> Self {
+        Self {
             target,
             left: UNPACKED_LIMIT,
-        })
+        }
     }
 
     /// Makes the folder, but not the target: whoever has removed that meanwhile wants nothing of it any more.
     fn folder(&self, name: &Path) -> Result<(), ArchiveError> {
         self.no_link_on_the_way(name)?;
         let mut path = self.target.to_owned();
+        if path.join(name).is_dir() {
+            return Ok(());
+        }
         for part in name {
             path.push(part);
             match fs::create_dir(&path) {
@@ -262,6 +263,7 @@ mod tests {
         let link = fs::read_link(target.path().join("pkg/b.py")).unwrap();
         assert_eq!(link, Path::new("sub/c.py"));
         let without = target.path().join("without");
+        fs::create_dir(&without).unwrap();
         unzip_without_links(zip_of(&[("a", "1"), ("b", "-> /etc/passwd")]), &without).unwrap();
         assert!(without.join("a").is_file() && !without.join("b").is_symlink());
         let mode = fs::metadata(target.path().join("run.sh")).unwrap().permissions().mode();
@@ -295,7 +297,8 @@ mod tests {
     fn a_folder_that_was_removed_is_not_made_again() {
         let target = tempfile::tempdir().unwrap();
         let root = target.path().join("root");
-        let mut writer = Writer::new(&root).unwrap();
+        fs::create_dir(&root).unwrap();
+        let mut writer = Writer::new(&root);
         writer.folder(Path::new("a/b")).unwrap();
         writer.folder(Path::new("a")).unwrap();
         writer.file(Path::new("c"), &mut io::empty(), 0o644).unwrap();

@@ -10,12 +10,12 @@ use tempfile::TempDir;
 use super::serve::Stop;
 use super::{CommandError, Ended};
 
-/// How often a folder is removed in which somebody may still be at work.
-const ATTEMPTS: usize = 10;
+/// How often a folder is removed in which somebody may just have begun with a file.
+const ATTEMPTS: usize = 3;
 
-/// Removed with this, where it was made.
+/// Removed with this, where it was made; `None` once it is not to be made any more.
 #[derive(Default)]
-pub(super) struct Workspace(OnceLock<TempDir>);
+pub(super) struct Workspace(OnceLock<Option<TempDir>>);
 
 impl Workspace {
     /// The folder, which is made now if it is not there yet.
@@ -23,16 +23,14 @@ impl Workspace {
     /// # Errors
     /// A sentence that says that there is no place for one.
     pub fn folder(&self) -> io::Result<&Path> {
-        if let Some(folder) = self.made() {
-            return Ok(folder);
-        }
-        let folder = make()?;
-        Ok(self.0.get_or_init(|| folder).path())
+        let mut failed = io::Error::from(io::ErrorKind::Interrupted);
+        let folder = self.0.get_or_init(|| make().map_err(|error| failed = error).ok());
+        folder.as_ref().map(TempDir::path).ok_or(failed)
     }
 
     /// The folder, where somebody needed it.
     pub fn made(&self) -> Option<&Path> {
-        self.0.get().map(TempDir::path)
+        self.0.get()?.as_ref().map(TempDir::path)
     }
 
     /// As [`Workspace::folder`], for whoever unpacks to it.
@@ -42,8 +40,15 @@ impl Workspace {
 
     /// Removes it although somebody may still be at work in it, since this process is to end now.
     fn abandon(&self) {
-        let Some(folder) = self.made() else { return };
-        // Something may come while it is being removed, until there is no folder to put it into.
+        let Some(folder) = self.0.get_or_init(|| None) else {
+            return;
+        };
+        // Under another name nothing more comes to it.
+        let ended = folder.path().with_extension("ended");
+        let folder = match std::fs::rename(folder.path(), &ended) {
+            Ok(()) => &ended,
+            Err(_) => folder.path(),
+        };
         for _ in 0..ATTEMPTS {
             if std::fs::remove_dir_all(folder).is_ok() {
                 break;

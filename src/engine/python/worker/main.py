@@ -19,7 +19,7 @@ from .channel import (CANCEL, CONNECT, END, HEADER, LENGTH, LOAD, MESSAGE, PING,
 from .report import Refused, advice, fault, last_line, own_traceback
 
 # What cancelled events may take to end before they are not waited for any more, as a share of the time that they had.
-LAST_TURNS = 0.25
+LAST_TURNS = 0.15
 
 
 class Worker:
@@ -31,6 +31,7 @@ class Worker:
         self.loop = None
         self.program = None
         self.stopping = False
+        self.given_up = False
         self.idle = None
         self.marks = []
         # What the program itself does at a SIGTERM.
@@ -81,14 +82,17 @@ class Worker:
 
     def give_up(self, last_turns):
         """Events that are still under way have had their time: what is left is for the program to shut down in."""
-        for exchange in list(self.exchanges.values()):
-            task = getattr(exchange, "task", None)
-            if task is not None:
-                # It may still have to roll back what it has begun, for which the program must not have shut down.
-                task.cancel()
-            else:
-                # One on a thread can't be cancelled.
-                self.forget(exchange)
+        # Cancelled a second time, one would not roll back what it has begun; none has come since.
+        if not self.given_up:
+            self.given_up = True
+            for exchange in list(self.exchanges.values()):
+                task = getattr(exchange, "task", None)
+                if task is not None:
+                    # It may still have to roll back what it has begun, for which the program must not have shut down.
+                    task.cancel()
+                else:
+                    # One on a thread can't be cancelled.
+                    self.forget(exchange)
         if self.idle is not None:
             self.loop.call_later(last_turns, asgi.settle, self.idle, None)
 

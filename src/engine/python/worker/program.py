@@ -103,7 +103,8 @@ def find(load):
         if is_factory(target) and (parts[-1] in FACTORIES or attribute.endswith("()")):
             return made_by(attribute.removesuffix("()"), target)
         if kind is None:
-            raise Refused(f"{attribute!r} {why_not}; what can be run is {SHAPES}. {OWN_SERVER}")
+            hint = f" If it makes the program, name it {module_name}:{attribute}()." if is_factory(target) else ""
+            raise Refused(f"{attribute!r} {why_not}; what can be run is {SHAPES}. {OWN_SERVER}{hint}")
         return attribute, target, kind
     unfit = []
     for name in CANDIDATES:

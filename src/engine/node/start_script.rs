@@ -18,22 +18,29 @@ const SCRIPTS: [&str; 2] = ["start", "start:prod"];
 const WRAPPERS: [&str; 4] = ["exec", "env", "cross-env", "npx"];
 
 /// What of Node's options takes the next word for its value.
-const TAKES_WORD: [&str; 31] = [
+const TAKES_WORD: [&str; 40] = [
     "-C",
+    "--allow-fs-read",
+    "--allow-fs-write",
     "--conditions",
     "--cpu-prof-dir",
+    "--cpu-prof-interval",
     "--cpu-prof-name",
+    "--debug-port",
     "--diagnostic-dir",
     "--disable-proto",
     "--disable-warning",
     "--dns-result-order",
+    "--experimental-default-type",
     "--experimental-loader",
     "--heap-prof-dir",
+    "--heap-prof-interval",
     "--heapsnapshot-near-heap-limit",
     "--heapsnapshot-signal",
     "--icu-data-dir",
     "--inspect-port",
     "--loader",
+    "--localstorage-file",
     "--max-http-header-size",
     "--network-family-autoselection-attempt-timeout",
     "--openssl-config",
@@ -43,8 +50,10 @@ const TAKES_WORD: [&str; 31] = [
     "--report-filename",
     "--report-signal",
     "--secure-heap",
+    "--secure-heap-min",
     "--title",
     "--tls-cipher-list",
+    "--tls-keylog",
     "--trace-event-categories",
     "--trace-event-file-pattern",
     "--unhandled-rejections",
@@ -54,6 +63,16 @@ const TAKES_WORD: [&str; 31] = [
 
 /// Options that are done by the worker, in the program's folder and with its environment.
 const DONE_BY_WORKER: [&str; 5] = ["-r", "--require", "--import", "--env-file", "--env-file-if-exists"];
+
+/// Variables that name files or folders for Node, or what it is made of.
+const FILES: [&str; 6] = [
+    "NODE_COMPILE_CACHE",
+    "NODE_EXTRA_CA_CERTS",
+    "NODE_V8_COVERAGE",
+    "OPENSSL_CONF",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+];
 
 /// With one of these it is no file that is run.
 const RUNS_NO_FILE: [&str; 8] = ["-e", "--eval", "-p", "--print", "-c", "--check", "--test", "--run"];
@@ -146,15 +165,12 @@ impl StartScript {
         Some(())
     }
 
-    /// Has the file that Node itself reads before it is in the folder of `component` be named so that it is found.
+    /// Has the files that Node itself uses before it is in the folder of `component` be named so that they are found.
     pub fn lead_from(&mut self, component: &Component) {
         let Entrypoint::File(folder) = &component.entrypoint else {
             return;
         };
-        let files = self
-            .variables
-            .iter_mut()
-            .filter(|(name, _)| name == "NODE_EXTRA_CA_CERTS");
+        let files = self.variables.iter_mut().filter(|(name, _)| FILES.contains(&&name[..]));
         for (_, file) in files {
             let path = component.root.join(folder).join(&file);
             *file = path.to_string_lossy().into_owned();

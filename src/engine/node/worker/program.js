@@ -89,8 +89,7 @@
     } catch {
       const { main } = description;
       const sources = typeof main === "string" && /\.[cm]?ts$/.test(main) ? [main] : [];
-      // Where no script says how to start, npm runs server.js.
-      const usual = ["server", "index", "main", "app"].flatMap((name) => ["mjs", "js", "cjs"].map((ending) => `${name}.${ending}`));
+      const usual = ["index", "server", "main", "app"].flatMap((name) => ["mjs", "js", "cjs"].map((ending) => `${name}.${ending}`));
       const { bin } = description;
       const commands = (typeof bin === "string" ? [bin] : Object.values(bin ?? {})).filter((name) => typeof name === "string").slice(0, 1);
       const there = [...sources, ...(start.file ? [] : [...usual, ...BUILT, ...commands])].find((name) => fs.existsSync(path.join(entry, name)));

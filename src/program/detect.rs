@@ -309,15 +309,15 @@ impl Finder<'_> {
         if let Some(file) = first(&EXECUTABLE).or_else(|| first(&TYPESCRIPT)) {
             return self.file(&file);
         }
-        // Not what Python loads.
-        let is_program = |file: &&&PathBuf| file.extension().is_none_or(|extension| extension != "so");
+        // Not what others load, whatever its version (`libpq.so.5`).
+        let is_program = |file: &&&PathBuf| !file.to_string_lossy().split('.').skip(1).any(|part| part == "so");
         let compiled = of_kind(&[FileKind::Elf]);
         if let [file] = compiled.iter().filter(is_program).collect::<Vec<_>>()[..] {
             return self.file(file);
         }
         let is_site = self.root.join("index.html").is_file();
-        // Beside a site's pages such a folder may hold anything.
-        let is_meant = |name: &&str| !is_site || !name.starts_with("app/");
+        // A site may have a package of that name for something else.
+        let is_meant = |name: &&str| !is_site || *name != "app/__init__.py";
         let is_filled = |name: &&str| {
             self.root
                 .join(name)
@@ -596,17 +596,19 @@ mod tests {
             EngineKind::Executable
         );
         assert_eq!(
-            engine(&[("_fast.so", elf), ("wsgi.py", b"app = 0")]),
+            engine(&[("_fast.so", elf), ("libpq.so.5", elf), ("wsgi.py", b"app = 0")]),
             EngineKind::Python
         );
         assert_eq!(
             engine(&[("index.html", b"hello"), ("app/__init__.py", b"app = 0")]),
             EngineKind::Static
         );
-        assert_eq!(
-            engine(&[("index.html", b"hello"), ("wsgi.py", b"app = 0")]),
-            EngineKind::Python
-        );
+        for program in ["wsgi.py", "app/main.py"] {
+            assert_eq!(
+                engine(&[("index.html", b"hello"), ("style.css", b""), (program, b"app = 0")]),
+                EngineKind::Python
+            );
+        }
     }
 
     #[test]

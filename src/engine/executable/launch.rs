@@ -274,11 +274,7 @@ impl ExecutableFile {
         let began = Instant::now();
         let process = launch.start().await.map_err(|error| self.not_started(&name, &error))?;
         let spawned = Instant::now();
-        // The C library has given what the kernel refuses to a shell by then, which ends with one of these.
-        let advice = |status| match status {
-            Some(2 | 126 | 127) if is_for_another_machine(&self.file) => "it is made for another kind of machine",
-            _ => "it has to stay in the foreground and serve HTTP there",
-        };
+        let advice = |status| advice(status, || is_for_another_machine(&self.file));
         let mut listening = lookout.wait(process, &name, advice).await?;
         listening.start = Took::of([("spawn", spawned - began), ("listen", spawned.elapsed())]);
         Ok(listening)
@@ -348,6 +344,15 @@ fn executable_file(component: &Component) -> Result<PathBuf, StartError> {
         }
     }
     Ok(file)
+}
+
+/// What is to be done about a program that ended with `status` before it listened. The C library has given what the kernel
+/// refuses to a shell by then, which ends with one of these.
+pub(super) fn advice(status: Option<i32>, is_for_another_machine: impl Fn() -> bool) -> &'static str {
+    match status {
+        Some(2 | 126 | 127) if is_for_another_machine() => "it is made for another kind of machine",
+        _ => "it has to stay in the foreground and serve HTTP there",
+    }
 }
 
 /// Whether `file` is ELF of another class, byte order or architecture than we are.

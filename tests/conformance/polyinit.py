@@ -6,13 +6,16 @@
 writes to standard output as its answer; a service is served by `polyinit serve`.
 """
 
+import ctypes
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 
 POLYINIT = os.environ.get("POLYINIT", "polyinit")
+PR_SET_PDEATHSIG = 1  # prctl(2)
 # What the runner looks for; anything else is a test that did not pass.
 TRAPPED = 134
 
@@ -70,12 +73,29 @@ def command(words):
 
 def service(words):
     """Serves until it is interrupted, and says where as the runner expects it: in the first line of standard error."""
-    serve = subprocess.Popen([POLYINIT, "serve", *words, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    # The runner kills this where a test fails, and the server is to end with it.
+    serve = subprocess.Popen([POLYINIT, "serve", *words, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, preexec_fn=end_with_parent)
     signal.signal(signal.SIGINT, lambda *_: serve.send_signal(signal.SIGINT))
+    begun = threading.Event()
+    threading.Thread(target=pass_on, args=(serve.stderr, begun)).start()
     for line in serve.stdout:
         if "serving on http://" in line:
             print(line.strip(), file=sys.stderr, flush=True)
+            begun.set()
+    begun.set()
     return serve.wait()
+
+
+def pass_on(lines, begun):
+    """What the server says of its start, of a long compilation for one, comes after where it serves."""
+    begun.wait()
+    for line in lines:
+        sys.stderr.write(line)
+
+
+def end_with_parent():
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__" and sys.argv[1:2] in (["--command"], ["--service"]):

@@ -336,6 +336,7 @@ mod tests {
         let packed = program(folder.path(), workspace.path()).unwrap();
         assert_eq!((packed.encoding, packed.code.len()), (Encoding::Squashfs, 0));
         let unpacked = workspace.path().join("unpacked");
+        fs::create_dir(&unpacked).unwrap();
         archive::unsquash(File::open(packed.drive.unwrap()).unwrap(), &unpacked).unwrap();
         check(&unpacked);
         assert!(fs::read(unpacked.join("noise")).unwrap() == noise);

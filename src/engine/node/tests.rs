@@ -263,9 +263,9 @@ async fn a_package_begins_where_it_says() {
     ]);
     program.component.entrypoint = Entrypoint::File(".".into());
     assert_eq!(text(get(&program.start().await, "/").await).await, "b.mjs");
-    let mut program = Program::new(&[("index.mjs", ""), ("server.mjs", module), ("package.json", "{}")]);
+    let mut program = Program::new(&[("index.mjs", module), ("server.mjs", ""), ("package.json", "{}")]);
     program.component.entrypoint = Entrypoint::File(".".into());
-    assert_eq!(text(get(&program.start().await, "/").await).await, "server.mjs");
+    assert_eq!(text(get(&program.start().await, "/").await).await, "index.mjs");
     let package = r#"{ "scripts": { "start": "node dist/missing.js" } }"#;
     let mut program = Program::new(&[("package.json", package)]);
     program.component.entrypoint = Entrypoint::File(".".into());

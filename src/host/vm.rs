@@ -36,6 +36,9 @@ const EMULATED_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the VMM may take to end after the guest's last word.
 const END_DEADLINE: Duration = Duration::from_secs(1);
 
+/// The same for an emulated machine.
+const EMULATED_END_DEADLINE: Duration = Duration::from_secs(5);
+
 /// What a machine's kernel needs beside its file systems, where it has its drivers as modules; what these depend on
 /// comes with them.
 const MODULES: [&str; 4] = ["virtio_mmio", "virtio_blk", "overlay", "vmw_vsock_virtio_transport"];
@@ -248,13 +251,17 @@ impl Vm {
     }
 
     /// Ends the machine: tells the guest, waits for its last word and for the VMM's end, and kills it if either takes
-    /// longer than the network's hosts wait.
+    /// longer than the network's hosts wait; they emulate none.
     pub async fn halt(mut self) -> End {
         if let Err(error) = self.link.halt().await {
             tracing::warn!("{error}; the machine is killed");
             return End::Killed;
         }
-        match timeout(END_DEADLINE, self.vmm.ended()).await {
+        let deadline = match self.kind {
+            Kind::Qemu(Accelerator::Tcg) => EMULATED_END_DEADLINE,
+            _ => END_DEADLINE,
+        };
+        match timeout(deadline, self.vmm.ended()).await {
             Ok(_) => End::Halted,
             Err(_) => {
                 tracing::warn!("the guest halted, but did not restart the machine, which is killed");

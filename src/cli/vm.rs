@@ -24,7 +24,7 @@ use crate::host::pack::{self, Packed};
 use crate::host::vm::{Attempt, Choice, End, Settings, Vm};
 use crate::intake::http::{self, Around};
 use crate::program::manifest::AccessLog;
-use crate::program::{self, EngineKind, Hint};
+use crate::program::{self, EngineKind, Hint, ProgramError};
 use crate::report;
 use crate::wire::{Configuration, ConfigurationAnswer, Encoding, Volume};
 
@@ -338,19 +338,9 @@ impl Machine {
         let asgi = match self.interface {
             Interface::Asgi => true,
             Interface::Executable => false,
+            // The machine's Python may have modules that this host has not: what isn't found here may be there.
             Interface::Auto => {
-                let hint = Hint {
-                    entrypoint: self.entrypoint.clone(),
-                    ..Hint::default()
-                };
-                // The machine's Python may have modules that this host has not: what isn't found here may be there.
-                match program::open(path, &hint, || Ok(workspace.join("unpacked"))) {
-                    Ok(program) => program
-                        .components
-                        .iter()
-                        .any(|component| component.engine == EngineKind::Python),
-                    Err(_) => entrypoint.contains(':'),
-                }
+                has_python(path, self.entrypoint.clone(), workspace).unwrap_or_else(|_| entrypoint.contains(':'))
             }
         };
         configuration.interface = if asgi { "asgi" } else { "executable" }.to_owned();
@@ -441,9 +431,39 @@ fn volume(text: &str) -> Result<VolumeArgument, String> {
     }
 }
 
+/// Whether anything of the program at `path` is Python's.
+fn has_python(path: &Path, entrypoint: Option<String>, workspace: &Path) -> Result<bool, ProgramError> {
+    let hint = Hint {
+        entrypoint,
+        ..Hint::default()
+    };
+    let program = program::open(path, &hint, || {
+        let unpacked = workspace.join("unpacked");
+        std::fs::create_dir(&unpacked)?;
+        Ok(unpacked)
+    })?;
+    let mut components = program.components.iter();
+    Ok(components.any(|component| component.engine == EngineKind::Python))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
+
+    #[test]
+    fn what_a_program_is_shows_in_an_archive_too() {
+        for (name, expected) in [("main.py", true), ("run.sh", false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("app.zip");
+            let mut zip = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+            zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(b"#!/bin/sh\n").unwrap();
+            zip.finish().unwrap();
+            assert_eq!(has_python(&path, None, folder.path()).unwrap(), expected, "{name}");
+        }
+    }
 
     #[test]
     fn ports_are_two_numbers() {

@@ -210,30 +210,32 @@ impl Limits {
             bytes: held.bytes.saturating_sub(budget.free()),
             files: held.files.saturating_sub(FREE_FILES),
         };
-        if counted.bytes > self.limit {
-            let (held, limit) = (held.bytes, self.limit);
-            self.refused = Some(Refused::OutsideOne { held, limit });
-            self.overdrawn = true;
-        } else if budget.take(counted.bytes.saturating_sub(before.bytes)) {
-            budget.give_back(before.bytes.saturating_sub(counted.bytes));
+        let (limit, total) = (self.limit, budget.total);
+        let refused = if counted.bytes > limit {
+            Refused::OutsideOne {
+                held: held.bytes,
+                limit,
+            }
+        } else if !budget.take(counted.bytes.saturating_sub(before.bytes)) {
+            Refused::Outside {
+                held: held.bytes,
+                total,
+            }
+        } else {
             self.outside.bytes = counted.bytes;
-        } else {
-            let (held, total) = (held.bytes, budget.total);
-            self.refused = Some(Refused::Outside { held, total });
-            self.overdrawn = true;
-        }
-        if budget.take_files(counted.files.saturating_sub(before.files)) {
-            budget.give_back_files(before.files.saturating_sub(counted.files));
-            self.outside.files = counted.files;
-        } else {
+            budget.give_back(before.bytes.saturating_sub(counted.bytes));
+            if budget.take_files(counted.files.saturating_sub(before.files)) {
+                self.outside.files = counted.files;
+                budget.give_back_files(before.files.saturating_sub(counted.files));
+                return true;
+            }
             let (held, total) = (held.files, budget.files);
-            self.refused = Some(Refused::Files { held, total });
-            self.overdrawn = true;
-        }
-        if self.overdrawn {
-            self.let_go();
-        }
-        !self.overdrawn
+            Refused::Files { held, total }
+        };
+        self.refused = Some(refused);
+        self.overdrawn = true;
+        self.let_go();
+        false
     }
 
     fn let_go(&mut self) {
